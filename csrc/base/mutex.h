@@ -1,0 +1,71 @@
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+
+// Lock attributes of clang's thread-safety analysis (-Wthread-safety); nothing elsewhere.
+#if defined(__clang__)
+#define SLUICE_LOCK_ATTRIBUTE(x) __attribute__((x))
+#else
+#define SLUICE_LOCK_ATTRIBUTE(x)
+#endif
+#define CAPABILITY(x) SLUICE_LOCK_ATTRIBUTE(capability(x))
+#define SCOPED_CAPABILITY SLUICE_LOCK_ATTRIBUTE(scoped_lockable)
+#define GUARDED_BY(x) SLUICE_LOCK_ATTRIBUTE(guarded_by(x))
+#define REQUIRES(...) SLUICE_LOCK_ATTRIBUTE(requires_capability(__VA_ARGS__))
+#define EXCLUDES(...) SLUICE_LOCK_ATTRIBUTE(locks_excluded(__VA_ARGS__))
+#define ACQUIRE(...) SLUICE_LOCK_ATTRIBUTE(acquire_capability(__VA_ARGS__))
+#define RELEASE(...) SLUICE_LOCK_ATTRIBUTE(release_capability(__VA_ARGS__))
+#define RETURN_CAPABILITY(x) SLUICE_LOCK_ATTRIBUTE(lock_returned(x))
+#define NO_THREAD_SAFETY_ANALYSIS SLUICE_LOCK_ATTRIBUTE(no_thread_safety_analysis)
+
+namespace sluice {
+
+/// A std::mutex whose uses clang checks.
+class CAPABILITY("mutex") Mutex {
+ public:
+  void lock() ACQUIRE() { mutex_.lock(); }
+  void unlock() RELEASE() { mutex_.unlock(); }
+  [[nodiscard]] std::mutex& native() { return mutex_; }
+
+ private:
+  std::mutex mutex_;
+};
+
+/// Holds a Mutex for a scope.
+class SCOPED_CAPABILITY MutexLock {
+ public:
+  explicit MutexLock(Mutex& mutex) ACQUIRE(mutex) : mutex_(mutex) { mutex_.lock(); }
+  ~MutexLock() RELEASE() { mutex_.unlock(); }
+  MutexLock(const MutexLock&) = delete;
+  MutexLock& operator=(const MutexLock&) = delete;
+
+ private:
+  Mutex& mutex_;
+};
+
+/// A condition variable over Mutex. Waits may wake spuriously: callers loop over their predicate.
+class CondVar {
+ public:
+  void wait(Mutex& mutex) REQUIRES(mutex) {
+    std::unique_lock<std::mutex> lock(mutex.native(), std::adopt_lock);
+    cv_.wait(lock);
+    lock.release();
+  }
+  /// Returns after a notification or about `timeout` later, whichever is first.
+  void wait_for(Mutex& mutex, std::chrono::nanoseconds timeout) REQUIRES(mutex) {
+    std::unique_lock<std::mutex> lock(mutex.native(), std::adopt_lock);
+    // A wait on the system clock: the steady one uses pthread_cond_clockwait, which gcc 12's
+    // thread sanitizer does not know and reports as a double lock.
+    cv_.wait_until(lock, std::chrono::system_clock::now() + timeout);
+    lock.release();
+  }
+  void notify_one() noexcept { cv_.notify_one(); }
+  void notify_all() noexcept { cv_.notify_all(); }
+
+ private:
+  std::condition_variable cv_;
+};
+
+}  // namespace sluice

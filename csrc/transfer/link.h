@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+
+#include "base/ids.h"
+#include "transfer/ticket.h"
+
+namespace sluice {
+
+/// One chunk on its way. `token` names it to the transfer engine when it lands.
+struct ChunkCopy {
+  std::uint64_t token = 0;
+  ExpertKey key{};
+  std::int32_t chunk = 0;
+  std::size_t bytes = 0;
+  std::byte* slot = nullptr;
+  Priority priority = Priority::kDemand;
+};
+
+/// What chunks travel on: a disk's reader pool, a copy engine, a stepped device, a link model.
+///
+/// Thread safety: `start` is called outside of every lock, by whoever calls `step`.
+class Link {
+ public:
+  /// Called once per started chunk, on any thread; the error is null when the bytes are there.
+  using Landed = std::function<void(std::uint64_t token, std::exception_ptr error)>;
+
+  virtual ~Link() = default;
+  /// How many chunks may be started ahead; at most half of them (at least one) for hints.
+  [[nodiscard]] virtual int depth() const = 0;
+  /// Who is told of landings. Set once, before the first `start`.
+  virtual void set_landed(Landed landed) = 0;
+  /// Begins one chunk. Must not block and must not call `landed` on the calling thread.
+  virtual void start(const ChunkCopy& copy) = 0;
+  /// Stops threads after the chunks in flight; nothing is started afterwards.
+  virtual void close() = 0;
+};
+
+}  // namespace sluice

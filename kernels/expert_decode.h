@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/dtype.h"
+#include "base/parallel.h"
+#include "kernels/cpu_isa.h"
+#include "kernels/gate.h"
+
+namespace sluice {
+
+/// Most tokens of one expert in one call that take the few-token path; above, the GEMM does. A
+/// constant of the expert's own token count: part of law 1, never tuned at run time.
+inline constexpr std::int64_t kFewTokens = 4;
+
+/// Where one expert's canonical sections lie. Biases are null where there are none.
+struct ExpertWeights {
+  const void* w13 = nullptr;   // [2I, H], or [I, H] without a gate
+  const void* w2 = nullptr;    // [H, I]
+  const float* b13 = nullptr;  // [2I] or [I]
+  const float* b2 = nullptr;   // [H]
+};
+
+/// One expert and the tokens that chose it in this call.
+struct ExpertWork {
+  ExpertWeights weights;
+  const float* const* inputs = nullptr;  // num_tokens rows [H], widened to fp32
+  float* const* outputs = nullptr;       // num_tokens rows [H]
+  std::int32_t num_tokens = 0;           // 1 … kFewTokens
+};
+
+struct ExpertDecodeProblem {
+  DType weights = DType::kBF16;
+  DType activations = DType::kBF16;  // what the gate's result is rounded to, once; kF32: not at all
+  std::int64_t hidden = 0;           // H
+  std::int64_t intermediate = 0;     // I
+  GateSpec gate;                     // any kind but kGeneric
+};
+
+/// Floats of scratch that `expert_decode` needs for `total_tokens` (over all works).
+[[nodiscard]] std::int64_t expert_decode_scratch(const ExpertDecodeProblem& problem,
+                                                 std::int64_t total_tokens);
+
+/// outputs[t] = w2 · gate(w13 · inputs[t] + b13) + b2 for every work, memory-bound: each weight is
+/// read once, whatever the number of tokens. Allocates nothing.
+///
+/// Numerics: weights widen to fp32 in registers; a dot product keeps 16 partial sums, sum l taking
+/// columns l, l + 16, … by fused multiply-add in ascending order, missing columns counting as
+/// zeros, folded by halves (8, 4, 2, 1); the bias is added last. So the bits of a row depend on its
+/// own weights and inputs alone: not on the tier, the number of threads, or the other works.
+/// Thread safety: reentrant; `parallel` and `scratch` belong to the caller.
+void expert_decode(const ExpertDecodeProblem& problem, std::span<const ExpertWork> works,
+                   float* scratch, ParallelFor& parallel);
+
+/// The same with a named tier, for tests and benchmarks.
+/// Errors: ConfigError when this machine lacks it.
+void expert_decode(CpuIsa isa, const ExpertDecodeProblem& problem,
+                   std::span<const ExpertWork> works, float* scratch, ParallelFor& parallel);
+
+}  // namespace sluice

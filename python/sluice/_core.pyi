@@ -1,0 +1,203 @@
+"""The torch-free core: sessions, stores, packs, kernels on raw pointers.
+
+Addresses are integers (`tensor.data_ptr()`); whoever passes one keeps the memory alive. Every call
+that can take long releases the GIL. Errors are the classes of `sluice.errors`, which live here.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+class SluiceError(Exception): ...
+class ConfigError(SluiceError, ValueError): ...
+class CheckpointError(SluiceError, ValueError): ...
+
+class IoError(SluiceError, OSError):
+    path: str
+    offset: int
+
+class CapacityError(SluiceError, MemoryError): ...
+class DeviceError(SluiceError, RuntimeError): ...
+class InternalError(SluiceError, AssertionError): ...
+
+def version() -> str: ...
+def build_info() -> dict[str, Any]:
+    """compiler, cpu_isa, isa_supported (list), cuda (bool)."""
+
+def parse_size(text: str | int) -> tuple[str, float]:
+    """("bytes", n) or ("share", 0.25) of "6GiB", "6GB", "25%", 123. Errors: ConfigError."""
+
+def policy_names() -> list[str]: ...
+def gate_names() -> list[str]: ...
+def crc32c(data: bytes) -> int: ...
+def fingerprint_files(paths: Sequence[str]) -> str: ...
+def read_safetensors_header(path: str) -> dict[str, Any]:
+    """{"tensors": [(name, dtype, shape, offset, bytes)], "metadata": {…}}; offset in the file."""
+
+class Store:
+    """Expert bytes at rest (immutable)."""
+
+    @property
+    def num_layers(self) -> int: ...
+    def layer(self, layer: int) -> dict[str, Any]:
+        """name, num_experts, dtype ("F32"|"BF16"|"F16"), hidden, intermediate, gated, has_bias,
+        slot_bytes, expert_bytes."""
+    @property
+    def total_slot_bytes(self) -> int: ...
+    @property
+    def host_bytes(self) -> int: ...
+    @property
+    def description(self) -> str: ...
+    def read_expert(self, layer: int, expert: int) -> bytes:
+        """Canonical bytes of one expert."""
+    def read_expert_into(self, layer: int, expert: int, address: int, nbytes: int) -> None: ...
+
+class StoreBuilder:
+    def __init__(
+        self,
+        *,
+        chunk_bytes: int = ...,
+        verify: str = "first",
+        direct: bool = True,
+        read_rate: int = 0,
+    ) -> None: ...
+    def add_file(self, path: str) -> int: ...
+    def add_layer(
+        self,
+        name: str,
+        num_experts: int,
+        dtype: str,
+        hidden: int,
+        intermediate: int,
+        gated: bool,
+        has_bias: bool,
+    ) -> int: ...
+    def add_piece(
+        self,
+        layer: int,
+        expert: int,
+        section: str,
+        *,
+        file: int = -1,
+        offset: int,
+        nbytes: int,
+        section_offset: int = 0,
+        transform: str = "copy",
+        rows: int = 0,
+        columns: int = 0,
+        dtype: str = "F32",
+    ) -> None:
+        """One source range of an expert. `section`: "w13", "w2", "b13", "b2"; `section_offset`:
+        bytes from its start; `transform`: "copy", "transpose" (source [rows, columns]), "widen"
+        (from `dtype` to fp32). file −1: `offset` is an address (adopted memory)."""
+    def build(self, description: str = "") -> Store: ...
+
+class PackWriter:
+    """`layers`: dicts as `Store.layer` gives them."""
+
+    def __init__(
+        self,
+        path: str,
+        layers: Sequence[dict[str, Any]],
+        *,
+        model_id: str = "",
+        revision: str = "",
+        config_sha256: str = "",
+        source_fingerprint: str = "",
+        fresh: bool = False,
+    ) -> None: ...
+    @property
+    def resumed_experts(self) -> int: ...
+    @property
+    def num_experts(self) -> int: ...
+    @property
+    def file_bytes(self) -> int: ...
+    def append_from(self, store: Store, layer: int, expert: int) -> None: ...
+    def append(self, address: int, nbytes: int) -> None: ...
+    def finish(self) -> None: ...
+    def close(self) -> None: ...
+
+def open_pack(
+    path: str, *, chunk_bytes: int = ..., verify: str = "first", direct: bool = True,
+    read_rate: int = 0,
+) -> tuple[Store, dict[str, Any]]:
+    """The store and the manifest: model_id, revision, config_sha256, source_fingerprint, layers."""
+
+def verify_pack(path: str, progress: Callable[[int, int], None] | None = None) -> None: ...
+
+def plan_memory(budget_bytes: int, layers: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """`layers`: (slot_bytes, num_experts). → budget_bytes, slab_bytes, classes
+    [{slot_bytes, num_slots, num_experts}], class_of_layer. Errors: CapacityError."""
+
+class Session:
+    """One engine in the registry of sessions; `handle` is what the op takes."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        device_memory: int,
+        policy: str,
+        io_threads: int,
+        timeline: bool = True,
+        gates: Sequence[dict[str, Any]],
+    ) -> None:
+        """`gates`, one per layer: kind, interleaved, alpha, limit, gate_callback, post_callback.
+        A callback is called as fn(layer, dtype, rows, in_columns, out_columns, in_address,
+        out_address) with the GIL; its exception ends the forward and is raised there."""
+    @property
+    def handle(self) -> int: ...
+    def forward(
+        self,
+        layer: int,
+        num_tokens: int,
+        top_k: int,
+        activations: str,
+        weights_dtype: str,
+        hidden: int,
+        expert_ids: int,
+        weights: int,
+        out: int,
+    ) -> None: ...
+    def hint(self, hints: Sequence[tuple[int, int, float, float]]) -> None:
+        """(layer, expert, probability, seconds from now until worthless; inf: never)."""
+    def stats(self) -> dict[str, Any]:
+        """The fields of EngineStats; `degradations` is a dict."""
+    def plan(self) -> dict[str, Any]: ...
+    def timeline(self) -> list[tuple[str, float, float, int, int, int, int]]:
+        """(kind, begin_s, end_s, layer, expert, bytes, tokens), oldest first."""
+    def residency(self) -> list[list[tuple[str, int, int, int]]]:
+        """Per size class, per slot: (state, layer, expert, leases)."""
+    def read_expert(self, layer: int, expert: int, address: int, nbytes: int) -> None: ...
+    def drain(self) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+
+def take_error(handle: int) -> BaseException | None:
+    """The exception that the session's last failed forward left; taken once."""
+
+def core_table() -> int:
+    """Address of the SluiceCoreTable, for `torch.ops.sluice.bind`."""
+
+def set_torch_table(address: int) -> None:
+    """Address of _ops's SluiceTorchTable (0: forget it)."""
+
+def set_python_gemm(fn: Callable[[str, int, int, int, int, int, int, int], None] | None) -> None:
+    """Without _ops: gemm(dtype, m, n, k, a, b, c, ldc) in Python, called with the GIL."""
+
+def num_threads() -> int:
+    """Threads that kernels use now."""
+
+def expert_decode(
+    isa: str, weights_dtype: str, activations: str, hidden: int, intermediate: int,
+    gate: dict[str, Any], w13: int, w2: int, b13: int, b2: int, inputs: int, outputs: int,
+    num_tokens: int,
+) -> None:
+    """One expert of the few-token kernel on raw pointers (f32 inputs and outputs), for tests and
+    micro-benchmarks; isa "" = the machine's best."""
+
+def read_bandwidth(address: int, nbytes: int, repeats: int) -> float:
+    """Bytes/s of the AVX-512 (else plain) read loop over memory, all threads."""
+
+def disk_bandwidth(path: str, offset: int, nbytes: int, chunk_bytes: int, threads: int) -> float:
+    """Bytes/s of O_DIRECT reads of a file range, `threads` deep."""

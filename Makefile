@@ -1,0 +1,102 @@
+# The README's commands. Each target does its whole set-up on a Debian-like machine that has
+# Python >= 3.10, a compiler and git. Variables: PYTHON, VENV, TORCH, TORCH_INDEX, JOBS.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+JOBS ?= $(shell nproc)
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export PYTHON VENV TORCH TORCH_INDEX JOBS
+export HF_HUB_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PART := .ci/part
+CMAKE := cmake -G Ninja -S . -DSLUICE_TESTS=ON -DSLUICE_PYTHON=OFF -DSLUICE_WERROR=ON
+CLANG := $(shell command -v clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++ 2>/dev/null | head -1)
+MODULE = $(VENV)/.built
+
+.PHONY: demo build test lint cpp sanitize thread-safety python notebooks bench-smoke \
+        test-long test-planted test-versions fuzz setup setup-demo clean
+
+demo: setup-demo
+	@$(PART) build $(MAKE) --no-print-directory build
+	@$(PART) demo sluice demo --out build/demo
+	@.ci/summary
+
+test: export SLUICE_SUMMARY := build/summary
+test: setup
+	@rm -rf build/summary && mkdir -p build/summary
+	@$(PART) lint $(MAKE) --no-print-directory lint
+	@$(PART) build $(MAKE) --no-print-directory build
+	@$(PART) cpp $(MAKE) --no-print-directory cpp
+	@$(PART) sanitize $(MAKE) --no-print-directory sanitize
+	@$(PART) thread-safety $(MAKE) --no-print-directory thread-safety
+	@$(PART) python $(MAKE) --no-print-directory python
+	@$(PART) bench-smoke $(MAKE) --no-print-directory bench-smoke
+	@.ci/summary
+
+setup:
+	@$(PART) setup .ci/setup test
+
+setup-demo:
+	@$(PART) setup .ci/setup demo
+
+# Editable: sources stay in the tree, the two modules go to site-packages.
+build:
+	@$(VENV)/bin/python -m pip install -q --no-build-isolation --no-deps -e . \
+	  --config-settings=cmake.build-type=Release
+
+lint:
+	@git ls-files '*.h' '*.cc' | xargs clang-format --dry-run -Werror
+	@ruff format --check . && ruff check .
+	@pyright
+
+cpp:
+	@$(CMAKE) -B build/cpp >build/cpp.log && cmake --build build/cpp -j$(JOBS) >>build/cpp.log \
+	  || { tail -40 build/cpp.log; exit 1; }
+	@ctest --test-dir build/cpp --no-tests=error --output-on-failure -j$(JOBS)
+
+sanitize:
+	@$(CMAKE) -B build/asan -DSLUICE_SANITIZE=address -DCMAKE_BUILD_TYPE=RelWithDebInfo >build/asan.log \
+	  && cmake --build build/asan -j$(JOBS) >>build/asan.log || { tail -40 build/asan.log; exit 1; }
+	@ctest --test-dir build/asan --no-tests=error --output-on-failure -j$(JOBS)
+	@$(CMAKE) -B build/tsan -DSLUICE_SANITIZE=thread -DCMAKE_BUILD_TYPE=RelWithDebInfo >build/tsan.log \
+	  && cmake --build build/tsan -j$(JOBS) >>build/tsan.log || { tail -40 build/tsan.log; exit 1; }
+	@ctest --test-dir build/tsan --no-tests=error --output-on-failure -j$(JOBS) -L 'cache|transfer|engine'
+
+thread-safety:
+	@test -n "$(CLANG)" || { echo "thread-safety: no clang++ found; apt-get install clang"; exit 1; }
+	@for f in $$(git ls-files 'csrc/*.cc' ':!csrc/bindings'); do \
+	  $(CLANG) -std=c++20 -fsyntax-only -Wthread-safety -Werror -Icsrc -I. $$f || exit 1; done
+	@echo "thread-safety: clean ($(notdir $(CLANG)))"
+
+python:
+	@python -m pytest tests -m 'not long and not gpu' -p no:cacheprovider
+
+notebooks:
+	@python -m pytest tests/python/test_notebooks.py
+
+bench-smoke:
+	@python -m pytest tests/benchmarks
+
+test-planted:
+	@python tests/planted/run.py
+
+test-long:
+	@python -m pytest tests -m 'not gpu'
+	@$(MAKE) --no-print-directory fuzz
+
+fuzz:
+	@cmake -G Ninja -S . -B build/fuzz -DSLUICE_FUZZ=ON -DSLUICE_PYTHON=OFF -DSLUICE_SANITIZE=fuzzer \
+	  -DCMAKE_CXX_COMPILER=$(CLANG) >build/fuzz.log && cmake --build build/fuzz -j$(JOBS) >>build/fuzz.log
+	@for f in build/fuzz/tests/fuzz/*_fuzz; do echo "$$f"; $$f -max_total_time=300 -print_final_stats=1 \
+	  -artifact_prefix=build/fuzz/ tests/fuzz/corpus/$$(basename $$f _fuzz) || exit 1; done
+
+test-versions:
+	@python tests/contract/versions.py
+
+clean:
+	rm -rf build dist

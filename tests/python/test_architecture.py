@@ -1,0 +1,113 @@
+"""The import table of architecture: who may include or import whom, read off the sources."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Room of the core -> rooms it may include besides itself. Bindings may include everything.
+MAY_INCLUDE = {
+    "base": set(),
+    "device": {"base"},
+    "store": {"base", "device"},
+    "cache": {"base"},
+    "transfer": {"base", "device", "store"},
+    "kernels": {"base"},
+    "engine": {"base", "device", "store", "cache", "transfer", "kernels"},
+}
+ROOMS = {*MAY_INCLUDE, "bindings"}
+INCLUDE = re.compile(r'^\s*#\s*include\s*["<]([^">]+)[">]', re.MULTILINE)
+
+
+def include_violations(room: str, name: str, text: str) -> list[str]:
+    """Includes of one source file of `room` that the table does not allow."""
+    found: list[str] = []
+    for include in INCLUDE.findall(text):
+        head = include.split("/")[0]
+        if head in ROOMS and head != room and head not in MAY_INCLUDE[room]:
+            found.append(f"{name}: {room} may not include {include}")
+        if head in {"torch", "ATen", "c10", "pybind11", "Python.h"} or include.startswith("cuda"):
+            found.append(f"{name}: {room} may not see {include}")
+    return found
+
+
+def room_folder(room: str) -> Path:
+    return ROOT / "kernels" if room == "kernels" else ROOT / "csrc" / room
+
+
+def sources(room: str) -> list[Path]:
+    return sorted(
+        p for p in room_folder(room).rglob("*") if p.suffix in {".h", ".cc", ".cu", ".cuh"}
+    )
+
+
+@pytest.mark.parametrize("room", sorted(MAY_INCLUDE))
+def test_a_room_includes_only_what_the_table_allows(room: str) -> None:
+    files = sources(room)
+    assert files, f"no sources in {room_folder(room)}"
+    violations = [v for p in files for v in include_violations(room, p.name, p.read_text())]
+    assert not violations, "\n".join(violations)
+
+
+def test_the_include_rule_finds_a_planted_violation() -> None:
+    assert include_violations("cache", "planted.cc", '#include "transfer/ticket.h"\n')
+    assert include_violations("engine", "planted.cc", "#include <torch/torch.h>\n")
+    assert not include_violations("engine", "fine.cc", '#include "cache/policy.h"\n')
+
+
+def test_only_ops_sees_torch_and_only_the_module_files_see_pybind11() -> None:
+    for path in (ROOT / "csrc" / "bindings").glob("*.cc"):
+        includes = INCLUDE.findall(path.read_text())
+        torch = [i for i in includes if i.startswith(("torch/", "ATen/", "c10/"))]
+        if path.name == "ops.cc":
+            own = [i for i in includes if i.split("/")[0] in ROOMS and i != "bindings/bridge.h"]
+            assert torch and not own, (
+                f"ops.cc links no core: it may include bridge.h alone, got {own}"
+            )
+        else:
+            assert not torch, f"{path.name} includes {torch}"
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    """Top-level names of all modules that a file imports anywhere, absolute imports only."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_only_the_hf_room_imports_transformers() -> None:
+    for path in sorted((ROOT / "python" / "sluice").rglob("*.py")):
+        inside = "hf" in path.relative_to(ROOT / "python" / "sluice").parts
+        found = imports_of(ast.parse(path.read_text())) & {"transformers", "accelerate"}
+        assert inside or not found, f"{path.name} imports {found}; only sluice.hf may"
+
+
+def test_only_compat_reads_the_version_or_private_modules_of_transformers() -> None:
+    private = ("__version__", "core_model_loading", "conversion_mapping", "cli.serving")
+    for path in sorted((ROOT / "python" / "sluice" / "hf").glob("*.py")):
+        if path.name == "compat.py":
+            continue
+        code = ast.unparse(ast.parse(path.read_text()))
+        found = [word for word in private if word in code]
+        assert not found, f"hf/{path.name} uses {found}; ask hf/compat.py"
+
+
+def test_the_package_never_prints() -> None:
+    for path in sorted((ROOT / "python" / "sluice").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "print", f"{path.name}:{node.lineno} prints"
+
+
+def test_nothing_depends_on_what_lies_beside_the_repository() -> None:
+    for folder in ("python", "csrc", "kernels", "tests", "benchmarks"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".py", ".cc", ".h", ".toml"} and path != Path(__file__):
+                assert "../shared" not in path.read_text(), f"{path} names ../shared"

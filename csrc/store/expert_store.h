@@ -93,8 +93,10 @@ class ExpertStore {
   /// Source bytes of one chunk, before alignment.
   [[nodiscard]] std::size_t chunk_bytes(ExpertKey key, std::int32_t chunk) const;
   /// Reads one chunk into its place in `slot`. The thread that reads an expert's last chunk also
-  /// checks the checksum, when it is due: CheckpointError.
-  void read(ExpertKey key, std::int32_t chunk, std::byte* slot, IoScratch& scratch) const;
+  /// checks the checksum, when it is due: CheckpointError. `bytes_read` (may be null) grows by what
+  /// this call adds to `StoreCounters::bytes_read`, also when it throws.
+  void read(ExpertKey key, std::int32_t chunk, std::byte* slot, IoScratch& scratch,
+            std::uint64_t* bytes_read = nullptr) const;
 
   /// The expert's canonical sections where they lie in adopted memory, if all of them are there,
   /// canonical and 64-byte aligned: such an expert needs no slot when all are resident.

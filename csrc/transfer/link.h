@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "base/ids.h"
+#include "device/device.h"
 #include "transfer/ticket.h"
 
 namespace sluice {
@@ -18,6 +19,7 @@ struct ChunkCopy {
   std::size_t bytes = 0;
   std::byte* slot = nullptr;
   Priority priority = Priority::kDemand;
+  EventHandle last_use{};  ///< the writer waits for it before its first write (I2); {}: passed
 };
 
 /// What chunks travel on: a disk's reader pool, a copy engine, a stepped device, a link model.
@@ -26,7 +28,9 @@ struct ChunkCopy {
 class Link {
  public:
   /// Called once per started chunk, on any thread; the error is null when the bytes are there.
-  using Landed = std::function<void(std::uint64_t token, std::exception_ptr error)>;
+  /// `bytes_read`: physical bytes that the chunk cost, also when it failed.
+  using Landed = std::function<void(std::uint64_t token, std::exception_ptr error,
+                                    std::uint64_t bytes_read)>;
 
   virtual ~Link() = default;
   /// How many chunks may be started ahead; at most half of them (at least one) for hints.

@@ -20,6 +20,7 @@ struct LoadRequest {
   Priority priority = Priority::kDemand;
   double probability = 1.0;  ///< orders hints of one priority
   Nanos deadline = kNever;   ///< a hint that has not started by then is dropped
+  EventHandle last_use{};    ///< of the slot's last reader; handed to the link with each chunk (I2)
 };
 
 /// How many chunks an expert has, and their sizes. The store, or a test.
@@ -45,9 +46,9 @@ class ChunkSource {
 /// Thread safety: every member may be called from any thread.
 class TransferEngine {
  public:
-  /// `error` is null for kDone and kCancelled.
-  using Finished =
-      std::function<void(const LoadRequest& request, TicketState state, std::exception_ptr error)>;
+  /// `error` is null for kDone and kCancelled; `bytes_read` is the sum over the chunks that landed.
+  using Finished = std::function<void(const LoadRequest& request, TicketState state,
+                                      std::exception_ptr error, std::uint64_t bytes_read)>;
 
   TransferEngine(const ChunkSource& source, Link& link, Finished finished);
   ~TransferEngine();
@@ -72,7 +73,7 @@ class TransferEngine {
   /// it wants to be called again if nothing lands before: the next deadline, or kNever.
   Nanos step(Nanos now);
   /// The link's report. `now` is when it landed.
-  void landed(std::uint64_t token, std::exception_ptr error, Nanos now);
+  void landed(std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read, Nanos now);
 
   struct Depth {
     std::int32_t queued = 0;     ///< requests with chunks not yet started

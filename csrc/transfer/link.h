@@ -39,6 +39,8 @@ class Link {
   virtual void set_landed(Landed landed) = 0;
   /// Begins one chunk. Must not block and must not call `landed` on the calling thread.
   virtual void start(const ChunkCopy& copy) = 0;
+  /// Memory that the link works in, beside the slots: bounce buffers.
+  [[nodiscard]] virtual std::uint64_t workspace_bytes() const { return 0; }
   /// Stops threads after the chunks in flight; nothing is started afterwards.
   virtual void close() = 0;
 };

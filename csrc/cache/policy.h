@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -33,7 +34,9 @@ class Policy {
   virtual ~Policy() = default;
   [[nodiscard]] virtual std::string_view name() const = 0;
   virtual void on_event(const CacheEvent& event) = 0;
+  /// `key` was given a slot: when its load begins, so that choices do not depend on landings.
   virtual void on_load(ExpertKey key) { (void)key; }
+  /// `key` lost its slot: evicted, or its load failed or was cancelled.
   virtual void on_evict(ExpertKey key) { (void)key; }
   /// Which of `candidates` (never empty, in slot order) leaves for `incoming`: its index.
   [[nodiscard]] virtual std::size_t victim(std::span<const Candidate> candidates,

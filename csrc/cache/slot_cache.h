@@ -2,8 +2,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <memory_resource>
 #include <optional>
-#include <span>
+#include <unordered_map>
 #include <variant>
 #include <vector>
 
@@ -68,14 +69,16 @@ class SlotCache {
   enum class Purpose : std::uint8_t { kDemand, kHint };
   /// Gives `key` a slot in kLoading, evicting an idle expert if none is empty. A hint may be
   /// declined by the policy. `pinned_to`: only this slot may be used (the streaming ring).
-  [[nodiscard]] std::variant<SlotIdx, Refusal> begin_load(
-      ExpertKey key, Purpose purpose, std::optional<SlotIdx> pinned_to = {}) EXCLUDES(mu_);
+  [[nodiscard]] std::variant<SlotIdx, Refusal> begin_load(ExpertKey key, Purpose purpose,
+                                                          std::optional<SlotIdx> pinned_to = {})
+      EXCLUDES(mu_);
   /// kLoading → kReady. Errors: InternalError when `key` is not loading.
   void finish_load(ExpertKey key) EXCLUDES(mu_);
   /// kLoading → kEmpty, after a failed or cancelled load (I6).
   void fail_load(ExpertKey key) EXCLUDES(mu_);
 
-  /// Tells the policy what an event asked for: all of it at once, in ascending expert order.
+  /// Tells the policy what an event asked for: all of it at once, in ascending expert order, before
+  /// the event's own loads begin.
   void touch(const CacheEvent& event) EXCLUDES(mu_);
 
   /// Empties every ready slot that is not leased; returns how many.
@@ -83,6 +86,8 @@ class SlotCache {
 
   [[nodiscard]] std::int32_t num_slots() const noexcept { return num_slots_; }
   [[nodiscard]] std::int32_t num_leases() const EXCLUDES(mu_);
+  /// Ready experts that lost their slot since the cache was made.
+  [[nodiscard]] std::int64_t num_evictions() const EXCLUDES(mu_);
   struct SlotView {
     SlotState state = SlotState::kEmpty;
     ExpertKey key{};
@@ -95,11 +100,24 @@ class SlotCache {
   friend class SlotLease;
   void release(SlotIdx slot) noexcept EXCLUDES(mu_);
 
-  struct Slot;
+  [[nodiscard]] SlotView& slot_locked(SlotIdx slot) REQUIRES(mu_);
+  /// The slot of an expert that must be loading, for `verb`'s message if it is not.
+  [[nodiscard]] SlotIdx loading_slot_locked(ExpertKey key, const char* verb) REQUIRES(mu_);
+  [[nodiscard]] std::variant<SlotIdx, Refusal> choose_slot_locked(ExpertKey key, Purpose purpose,
+                                                                  std::optional<SlotIdx> pinned_to)
+      REQUIRES(mu_);
+  void evict_locked(SlotIdx slot) REQUIRES(mu_);
+
   std::int32_t num_slots_;
   mutable Mutex mu_;
   std::unique_ptr<Policy> policy_ GUARDED_BY(mu_);
-  std::vector<Slot> slots_ GUARDED_BY(mu_);
+  std::vector<SlotView> slots_ GUARDED_BY(mu_);
+  // Nodes of evicted experts serve their successors: no allocation once all slots were in use.
+  std::pmr::unsynchronized_pool_resource nodes_ GUARDED_BY(mu_);
+  std::pmr::unordered_map<ExpertKey, SlotIdx> slot_of_ GUARDED_BY(mu_);
+  std::vector<Candidate> candidates_ GUARDED_BY(mu_);  // scratch of one choice
+  std::int32_t num_leases_ GUARDED_BY(mu_) = 0;
+  std::int64_t num_evictions_ GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace sluice

@@ -24,24 +24,26 @@ struct ChunkCopy {
 
 /// What chunks travel on: a disk's reader pool, a copy engine, a stepped device, a link model.
 ///
-/// Thread safety: `start` is called outside of every lock, by whoever calls `step`.
+/// Thread safety: `start` is called outside of every lock, by whoever calls `step`, and may run on
+/// several threads at once.
 class Link {
  public:
   /// Called once per started chunk, on any thread; the error is null when the bytes are there.
   /// `bytes_read`: physical bytes that the chunk cost, also when it failed.
-  using Landed = std::function<void(std::uint64_t token, std::exception_ptr error,
-                                    std::uint64_t bytes_read)>;
+  using Landed =
+      std::function<void(std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read)>;
 
   virtual ~Link() = default;
   /// How many chunks may be started ahead; at most half of them (at least one) for hints.
   [[nodiscard]] virtual int depth() const = 0;
   /// Who is told of landings. Set once, before the first `start`.
   virtual void set_landed(Landed landed) = 0;
-  /// Begins one chunk. Must not block and must not call `landed` on the calling thread.
+  /// Begins one chunk. Must not block and must not call `landed` on the calling thread. An
+  /// exception is the chunk's own error: it counts as landed.
   virtual void start(const ChunkCopy& copy) = 0;
   /// Memory that the link works in, beside the slots: bounce buffers.
   [[nodiscard]] virtual std::uint64_t workspace_bytes() const { return 0; }
-  /// Stops threads after the chunks in flight; nothing is started afterwards.
+  /// Stops threads after the chunks in flight; nothing is started afterwards. Idempotent.
   virtual void close() = 0;
 };
 

@@ -18,6 +18,7 @@ enum class TicketState : std::uint8_t { kPending, kDone, kFailed, kCancelled };
 /// One transfer. Copyable: every waiter sees the same outcome (I5, I6).
 ///
 /// Thread safety: all members.
+/// Errors: InternalError from an empty ticket.
 class Ticket {
  public:
   Ticket() = default;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -16,7 +17,7 @@ namespace sluice {
 /// One expert to bring into one slot.
 struct LoadRequest {
   ExpertKey key{};
-  std::byte* slot = nullptr;
+  std::byte* slot = nullptr;  ///< null in `submit`: ask for what is in flight, begin nothing
   Priority priority = Priority::kDemand;
   double probability = 1.0;  ///< orders hints of one priority
   Nanos deadline = kNever;   ///< a hint that has not started by then is dropped
@@ -41,9 +42,16 @@ class ChunkSource {
 /// When a request ends (done, failed, cancelled) the `Finished` callback runs once, outside the
 /// engine's lock, before its ticket is resolved: the cache's slot is ready, or empty, before any
 /// waiter wakes. Until the callback has returned the key is still in flight, so a late asker
-/// shares the ticket (I5).
+/// shares the ticket (I5). Only one that brings a slot of its own while a failed or cancelled
+/// request is being reported (the cache's slot was empty again) begins anew: its predecessor has no
+/// chunk in flight any more. A callback that throws fails the ticket with that exception.
 ///
-/// Thread safety: every member may be called from any thread.
+/// Tickets resolve inside `landed`, `step`, `cancel` and `cancel_all`, after the callback: a driver
+/// wakes its waiters when these return, not from the callback. A demand that shares the ticket of a
+/// cancelled hint too late to revive it sees kCancelled and asks again.
+///
+/// Thread safety: every member may be called from any thread. Destroyed after its link is closed;
+/// tickets left over end kCancelled.
 class TransferEngine {
  public:
   /// `error` is null for kDone and kCancelled; `bytes_read` is the sum over the chunks that landed.
@@ -56,11 +64,13 @@ class TransferEngine {
   TransferEngine& operator=(const TransferEngine&) = delete;
 
   /// Queues a load; a key already in flight gives its ticket, raised to the better priority and
-  /// revived if it was being cancelled. Starts nothing: call `step`.
+  /// revived if it was being cancelled (the slot stays the one it has). Starts nothing: call
+  /// `step`. Errors: InternalError when a key that is not in flight comes without a slot or chunks.
   [[nodiscard]] Ticket submit(const LoadRequest& request, Nanos now);
   /// The ticket of a key in flight, if any.
   [[nodiscard]] std::optional<Ticket> find(ExpertKey key) const;
-  /// Raises a hint to `priority`; no effect on a ticket that has finished or is better already.
+  /// Raises a hint to `priority` and revives it if it was being cancelled; no other effect on one
+  /// that is better already, none on one that has ended.
   void promote(ExpertKey key, Priority priority);
   /// Drops what has not started. True if the key was in flight as a hint; demands are not
   /// cancelled (law 4) unless `even_demand` (the session closes, a call was abandoned). The ticket
@@ -72,7 +82,8 @@ class TransferEngine {
   /// Starts chunks while the link has room and drops hints whose deadline has passed. Returns when
   /// it wants to be called again if nothing lands before: the next deadline, or kNever.
   Nanos step(Nanos now);
-  /// The link's report. `now` is when it landed.
+  /// The link's report. `now` is when it landed. Errors: InternalError on a token that is not in
+  /// flight.
   void landed(std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read, Nanos now);
 
   struct Depth {

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "cache/policy.h"
+
+namespace sluice {
+
+/// The families behind `make_policy`, one file each.
+[[nodiscard]] std::unique_ptr<Policy> make_lru_policy(PolicyShape shape);
+[[nodiscard]] std::unique_ptr<Policy> make_static_policy(PolicyShape shape);
+/// `half_life`: steps after which a use counts half.
+[[nodiscard]] std::unique_ptr<Policy> make_decayed_lfu_policy(PolicyShape shape, double half_life);
+
+/// How far an expert's layer is from its next turn.
+enum class EdgeFormula : std::uint8_t { kOurs, kPrinted };
+[[nodiscard]] std::unique_ptr<Policy> make_edge_policy(PolicyShape shape, EdgeFormula formula);
+
+/// One value per expert of every layer.
+template <class T>
+class ExpertTable {
+ public:
+  ExpertTable(PolicyShape shape, T initial)
+      : shape_(shape),
+        values_(static_cast<std::size_t>(shape.num_layers) *
+                    static_cast<std::size_t>(shape.max_experts),
+                initial) {}
+
+  /// Errors: InternalError when the expert lies outside of the shape.
+  [[nodiscard]] T& operator[](ExpertKey key) {
+    const std::int32_t layer = to_int(key.layer);
+    const std::int32_t expert = to_int(key.expert);
+    require<InternalError>(
+        layer >= 0 && layer < shape_.num_layers && expert >= 0 && expert < shape_.max_experts, [&] {
+          return "policy: got expert (" + std::to_string(layer) + ", " + std::to_string(expert) +
+                 "), expected layers below " + std::to_string(shape_.num_layers) +
+                 " and experts below " + std::to_string(shape_.max_experts);
+        });
+    return values_[static_cast<std::size_t>(layer) * static_cast<std::size_t>(shape_.max_experts) +
+                   static_cast<std::size_t>(expert)];
+  }
+
+ private:
+  PolicyShape shape_;
+  std::vector<T> values_;
+};
+
+/// The candidate with the smallest `keep_score(key)`; of equals the highest id leaves.
+template <class KeepScore>
+[[nodiscard]] std::size_t least_kept(std::span<const Candidate> candidates,
+                                     KeepScore&& keep_score) {
+  std::size_t worst = 0;
+  auto worst_score = keep_score(candidates[0].key);
+  for (std::size_t i = 1; i < candidates.size(); ++i) {
+    const auto score = keep_score(candidates[i].key);
+    if (score < worst_score ||
+        (score == worst_score && candidates[i].key > candidates[worst].key)) {
+      worst = i;
+      worst_score = score;
+    }
+  }
+  return worst;
+}
+
+}  // namespace sluice

@@ -1,0 +1,53 @@
+#include <cmath>
+#include <limits>
+
+#include "cache/policies.h"
+
+namespace sluice {
+namespace {
+
+// An expert's count f halves every h steps and grows by one per use. All counts shrink by the same
+// factor, so they are kept as log2 f + step / h, which does not change while time passes: a victim
+// is found by comparing, and equal histories compare equal, bit by bit.
+class DecayedLfuPolicy final : public Policy {
+ public:
+  DecayedLfuPolicy(PolicyShape shape, double half_life)
+      : half_life_(half_life), log_count_(shape, -std::numeric_limits<double>::infinity()) {}
+
+  [[nodiscard]] std::string_view name() const override { return "decayed-lfu"; }
+
+  void on_event(const CacheEvent& event) override {
+    now_ = static_cast<double>(event.step) / half_life_;
+    for (const ExpertIdx expert : event.experts) {
+      double& log_count = log_count_[{event.layer, expert}];
+      log_count = used_once_more(log_count);
+    }
+  }
+
+  [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates,
+                                   ExpertKey /*incoming*/) override {
+    return least_kept(candidates, [&](ExpertKey key) { return log_count_[key]; });
+  }
+
+  // A hint is worth what its expert would count if the hint came true now.
+  [[nodiscard]] bool admits_hint(ExpertKey incoming, ExpertKey victim) override {
+    return used_once_more(log_count_[incoming]) > log_count_[victim];
+  }
+
+ private:
+  [[nodiscard]] double used_once_more(double log_count) const {
+    return std::log2(std::exp2(log_count - now_) + 1.0) + now_;
+  }
+
+  double half_life_;
+  double now_ = 0;  // the current step, in half-lives
+  ExpertTable<double> log_count_;
+};
+
+}  // namespace
+
+std::unique_ptr<Policy> make_decayed_lfu_policy(PolicyShape shape, double half_life) {
+  return std::make_unique<DecayedLfuPolicy>(shape, half_life);
+}
+
+}  // namespace sluice

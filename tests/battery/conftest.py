@@ -1,0 +1,67 @@
+"""Every family is built once per session; the battery prints what it covered and what it cost."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+from .families import Built, build_family, causal_families
+
+SECONDS: dict[str, float] = defaultdict(float)
+COUNTS: Counter[str] = Counter()
+NOTES: list[str] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_transformers() -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def family_model() -> Callable[[str], Built]:
+    """`family_model("mixtral")`: that family's tiny model, the same object all session long."""
+    entries = {entry.family: entry for entry in causal_families()}
+    models: dict[str, Built | Exception] = {}
+
+    def get(family: str) -> Built:
+        if family not in models:
+            try:
+                models[family] = build_family(entries[family])
+            except Exception as error:
+                models[family] = error
+        built = models[family]
+        if isinstance(built, Exception):
+            raise built
+        return built
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def seconds_per_family(request: pytest.FixtureRequest) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    entry = getattr(request.node, "callspec", None) and request.node.callspec.params.get("family")
+    SECONDS[entry or request.node.path.stem] += time.monotonic() - start
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("battery")
+    for name, count in sorted(COUNTS.items()):
+        terminalreporter.write_line(f"{name}: {count}")
+    for note in NOTES:
+        terminalreporter.write_line(note)
+    slowest = sorted(SECONDS.items(), key=lambda item: -item[1])
+    terminalreporter.write_line(f"seconds: {sum(SECONDS.values()):.1f} in all")
+    for name, seconds in slowest:
+        terminalreporter.write_line(f"  {seconds:6.2f}  {name}")

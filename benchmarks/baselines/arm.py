@@ -1,0 +1,119 @@
+"""What every arm is, and how it generates."""
+
+import inspect
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from checkpoints import DTYPES
+from routing import Replay
+
+
+@dataclass
+class Sample:
+    """One generation: when each token was there, what it read, what it said."""
+
+    prefill_s: float
+    token_s: list[float]
+    tokens: list[int]
+    logits: torch.Tensor
+    counters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds per token after the first."""
+        return sum(self.token_s) / max(1, len(self.token_s))
+
+
+class Arm(ABC):
+    """One way to run the checkpoint. `setup` once, `generate` often, `close` at the end."""
+
+    #: "direct", "cold", "warm" or "resident": never mixed in one row.
+    state = "resident"
+    #: Same arithmetic as resident-sluice, hence bitwise equal; else within a tolerance.
+    bitwise = False
+
+    def __init__(self, mode: str, checkpoint: Path, scenario: dict[str, Any]) -> None:
+        self.mode = mode
+        self.checkpoint = checkpoint
+        self.scenario = scenario
+        self.dtype = DTYPES[scenario["model"]["dtype"]]
+        self.model: Any = None
+        self.replay: Replay | None = None
+
+    @abstractmethod
+    def load(self) -> Any:
+        """The model, in eval mode."""
+
+    def setup(self) -> None:
+        self.model = self.load()
+        self.replay = Replay(self.model)
+
+    def after_forward(self) -> None:  # noqa: B027, arms need not have one
+        """Called behind every forward, outside of what is timed."""
+
+    def counters(self) -> dict[str, Any]:
+        """Monotonic counters; a sample keeps their difference."""
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        """Settings for the row."""
+        return {"mode": self.mode}
+
+    def close(self) -> None:
+        self.model = None
+        self.replay = None
+
+    @torch.no_grad()
+    def generate(
+        self, text: torch.Tensor, prompt_tokens: int, new_tokens: int, routes: np.ndarray | None
+    ) -> Sample:
+        """Decodes `new_tokens` after the first `prompt_tokens` of `text` [1, N].
+
+        Where `text` goes on behind the prompt it is fed (teacher-forced, so that arms with other
+        rounding stay on one text); where it ends, greedy decoding takes over.
+        """
+        assert self.replay is not None
+        before = self.counters()
+        gaps: list[float] = []
+        tokens: list[int] = []
+        if routes is None:
+            logits = self._loop(text, prompt_tokens, new_tokens, gaps, tokens)
+        else:
+            self.replay.start(routes)
+            with self.replay.installed():
+                logits = self._loop(text, prompt_tokens, new_tokens, gaps, tokens)
+        after = self.counters()
+        moved = {k: v - before[k] for k, v in after.items() if isinstance(v, int | float)}
+        return Sample(gaps[0], gaps[1:], tokens, logits, moved)
+
+    def _loop(
+        self,
+        text: torch.Tensor,
+        prompt_tokens: int,
+        new_tokens: int,
+        gaps: list[float],
+        tokens: list[int],
+    ) -> torch.Tensor:
+        ids, cache, logits = text[:, :prompt_tokens], None, torch.empty(0)
+        # transformers 5.24 renamed `past_key_values`.
+        named = inspect.signature(self.model.forward).parameters
+        cache_name = "cache" if "cache" in named else "past_key_values"
+        for step in range(new_tokens):
+            start = time.perf_counter()
+            out = self.model(input_ids=ids, **{cache_name: cache}, use_cache=True, logits_to_keep=1)
+            logits = out.logits[:, -1]
+            ids = logits.argmax(-1, keepdim=True)
+            gaps.append(time.perf_counter() - start)
+            cache = out[cache_name]
+            tokens.append(int(ids))
+            position = prompt_tokens + step
+            if position < text.shape[1]:
+                ids = text[:, position : position + 1]
+            self.after_forward()
+        return logits.float().clone()

@@ -1,0 +1,1 @@
+"""Scenarios in which one sample is a generation of a whole model."""

@@ -1,0 +1,143 @@
+"""Prefill or decode of a causal LM, arm against arm."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from baselines import Arm, Sample, make_arm
+from checkpoints import checkpoint
+from harness import alternate, logits_tolerance, row
+from routing import Routes, recorded, sticky
+
+
+def routes_of(scenario: dict[str, Any]) -> Routes | None:
+    """The routes that the scenario times."""
+    table = scenario.get("routing", {"source": "router"})
+    if table["source"] == "recorded":
+        return recorded(table["trace"], *table["test"])
+    if table["source"] == "synthetic":
+        return sticky(**{k: v for k, v in table.items() if k != "source"})
+    return None
+
+
+def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of every arm of the scenario."""
+    folder = model_folder(scenario)
+    work = scenario["workload"]
+    shares = scenario.get("budget", {}).get("expert_bytes", [0.25])
+    arms: dict[str, Arm] = {}
+    for mode in work["modes"]:
+        swept = mode.split(":")[0] in {"sluice", "lru-demand"}
+        for share in shares if swept else [1.0]:
+            name = f"{mode}@{share * 100:g}%" if swept else mode
+            arms[name] = make_arm(mode, folder, scenario, share)
+    for arm in arms.values():
+        arm.setup()
+    try:
+        return measure(scenario, arms, routes_of(scenario))
+    finally:
+        for arm in arms.values():
+            arm.close()
+
+
+def model_folder(scenario: dict[str, Any]) -> Path:
+    model = scenario["model"]
+    if model.get("weights") == "trained":
+        import sluice
+
+        return Path(sluice.reference_model())
+    return checkpoint(model)
+
+
+def measure(
+    scenario: dict[str, Any], arms: dict[str, Arm], routes: Routes | None
+) -> list[dict[str, Any]]:
+    work = scenario["workload"]
+    prompt_tokens, new_tokens = work["prompt_tokens"], work["new_tokens"]
+    phase = scenario["phase"]
+    vocab = next(iter(arms.values())).model.config.vocab_size
+    last: dict[str, Sample] = {}
+
+    def sample(name: str, index: int) -> float:
+        generator = torch.Generator().manual_seed(1000 + index)
+        forced = routes is not None
+        length = prompt_tokens + (new_tokens if forced else 0)
+        text = torch.randint(4, vocab, (1, length), generator=generator)
+        sequence: np.ndarray | None = None
+        if routes is not None:
+            sequence = routes.sequences[index % len(routes.sequences)]
+            sequence = np.concatenate(
+                [sequence] * (1 + (prompt_tokens + new_tokens) // len(sequence))
+            )
+        last[name] = arms[name].generate(text, prompt_tokens, new_tokens, sequence)
+        return last[name].prefill_s if phase == "prefill" else last[name].decode_s
+
+    verdicts = check(arms, sample, last)
+    totals: dict[str, dict[str, float]] = {name: {} for name in arms}
+
+    def timed(name: str) -> Any:
+        def one(index: int) -> float:
+            value = sample(name, index)
+            for key, number in last[name].counters.items():
+                totals[name][key] = totals[name].get(key, 0) + number
+            return value
+
+        return one
+
+    results = alternate(scenario, {name: timed(name) for name in arms})
+    data = {
+        "routes": routes.source if routes else "the model's own router",
+        "routes_sha256": routes.sha256 if routes else "",
+        "prompts": f"random tokens, {prompt_tokens} each, seed 1000 + round",
+        "text": "teacher-forced random tokens" if routes else "own",
+        "new_tokens": new_tokens,
+    }
+    rows = []
+    for name, (samples, stop) in results.items():
+        per_token = 1.0 / (len(samples) + scenario.get("stop", {}).get("warmup", 1)) / new_tokens
+        counters = {k: v * per_token for k, v in totals[name].items()}
+        rows.append(
+            row(
+                scenario,
+                mode=name,
+                metric="prefill_s" if phase == "prefill" else "decode_s_per_token",
+                unit="s",
+                better="lower",
+                state=arms[name].state,
+                samples=samples,
+                stop=stop,
+                correct=verdicts[name],
+                config=arms[name].config(),
+                counters={"per": "token, prompt included in the first", **counters},
+                data=data,
+            )
+        )
+    return rows
+
+
+def check(arms: dict[str, Arm], sample: Any, last: dict[str, Sample]) -> dict[str, str]:
+    """Equal outputs before anything is timed. Errors: RuntimeError naming the arm."""
+    for name in arms:
+        sample(name, 0)
+    exact = [name for name, arm in arms.items() if arm.bitwise]
+    judge = exact[0] if exact else next(iter(arms))
+    verdicts: dict[str, str] = {}
+    for name, arm in arms.items():
+        mine, other = last[name].logits, last[judge].logits
+        if arm.bitwise:
+            if not torch.equal(mine, other):
+                raise RuntimeError(f"{name}: logits differ from {judge}'s; nothing is timed")
+            verdicts[name] = "bitwise"
+            continue
+        config = arm.model.config
+        length = config.hidden_size * config.num_hidden_layers
+        tolerance = logits_tolerance(arm.dtype, length)
+        error = float((mine - other).abs().max() / other.abs().max())
+        if error > tolerance:
+            raise RuntimeError(
+                f"{name}: logits are {error:.3g} from {judge}'s, above {tolerance:.3g}"
+            )
+        verdicts[name] = f"tolerance ({error:.2e} of {tolerance:.2e})"
+    return verdicts

@@ -1,0 +1,112 @@
+"""Provenance of a row: which code, which machine, which versions."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def cpu_model() -> str:
+    match = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return match.group(1).strip() if match else platform.machine()
+
+
+def last_level_cache_bytes() -> int:
+    """The largest cache of CPU 0, as the kernel reports it; 32 MiB where it does not."""
+    sizes = [0]
+    for index in range(5):
+        text = _read(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").strip()
+        if text.endswith("K"):
+            sizes.append(int(text[:-1]) << 10)
+    return max(sizes) or 32 << 20
+
+
+def machine() -> dict[str, Any]:
+    """Hardware as the kernel reports it; no host name."""
+    memory = re.search(r"MemTotal:\s+(\d+)", _read("/proc/meminfo"))
+    cores = len(os.sched_getaffinity(0))
+    memory_gib = int(memory.group(1)) / 2**20 if memory else 0
+    return {
+        "cpu": cpu_model(),
+        "cores": cores,
+        "llc_bytes": last_level_cache_bytes(),
+        "ram_gib": round(memory_gib, 1),
+        "kernel": platform.release().split("-")[0],
+        "gpu": None,
+        "file_system": file_system(bench_dir()),
+    }
+
+
+def slug(description: dict[str, Any]) -> str:
+    """A hardware name for the results folder, such as `amd-epyc-2c-24g`."""
+    cpu = re.sub(r"\(.*?\)|CPU|Processor|@.*", " ", description["cpu"])
+    words = "-".join(re.findall(r"[a-z0-9]+", cpu.lower())[:4])
+    return f"{words}-{description['cores']}c-{round(description['ram_gib'])}g"
+
+
+def file_system(path: Path) -> str:
+    """Type of the file system that `path` lies on."""
+    path.mkdir(parents=True, exist_ok=True)
+    result = subprocess.run(
+        ["stat", "-f", "-c", "%T", str(path)], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip()
+
+
+def bench_dir() -> Path:
+    """Where synthetic checkpoints lie: $SLUICE_BENCH_DIR, else ~/.cache/sluice/bench."""
+    default = Path.home() / ".cache" / "sluice" / "bench"
+    return Path(os.environ.get("SLUICE_BENCH_DIR", default))
+
+
+def commit() -> tuple[str, bool]:
+    """Our commit, and whether the tree differs from it (results apart)."""
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(ROOT), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git(
+        "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"
+    )
+    return git("rev-parse", "--short=12", "HEAD"), bool(changed)
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "transformers", "accelerate", "safetensors", "sluice")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def resident_set_bytes() -> dict[str, int]:
+    """Peak resident set and current anonymous memory of this process."""
+    status = _read("/proc/self/status")
+
+    def field(name: str) -> int:
+        match = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
+        return int(match.group(1)) << 10 if match else 0
+
+    return {"peak_rss": field("VmHWM"), "rss_anon": field("RssAnon")}
+
+
+def canonical(value: object) -> str:
+    """JSON with sorted keys, for hashing."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,1 @@
+"""Scenarios below a whole model: an experts module, the few-token kernel."""

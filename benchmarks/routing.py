@@ -1,0 +1,115 @@
+"""Routes that replace a random router's choice: recorded, or a sticky synthetic process."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Expert ids per sequence: each `[tokens, layers, top_k]`, int64."""
+
+    sequences: list[np.ndarray]
+    source: str
+    sha256: str
+
+
+def recorded(name: str, first: int, last: int) -> Routes:
+    """Sequences `first` … `last` of `data/<name>.npz`."""
+    path = DATA / f"{name}.npz"
+    file = np.load(path)
+    spans = file["sequences"][first : last + 1]
+    sequences = [file["experts"][s : s + n].astype(np.int64) for s, n in spans]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Routes(sequences, f"recorded {name} sequences {first}-{last}", digest)
+
+
+def sticky(
+    *,
+    experts: int,
+    layers: int,
+    top_k: int,
+    tokens: int,
+    sequences: int,
+    stickiness: float,
+    seed: int,
+) -> Routes:
+    """A synthetic process: each of a token's experts is kept from the previous token with
+    probability `stickiness`, else drawn from a Zipf-like popularity of its layer."""
+    rng = np.random.default_rng(seed)
+    rank = np.arange(1, experts + 1) ** -0.6
+    popularity = np.stack([rng.permutation(rank) for _ in range(layers)])
+    popularity /= popularity.sum(1, keepdims=True)
+    out = []
+    for _ in range(sequences):
+        routes = np.empty((tokens, layers, top_k), dtype=np.int64)
+        for layer in range(layers):
+            previous = np.array([], dtype=np.int64)
+            for token in range(tokens):
+                kept = previous[rng.random(len(previous)) < stickiness]
+                p = popularity[layer].copy()
+                p[kept] = 0
+                fresh = rng.choice(experts, top_k - len(kept), replace=False, p=p / p.sum())
+                previous = np.concatenate([kept, fresh])
+                routes[token, layer] = previous
+        out.append(routes)
+    text = f"sticky synthetic router, stickiness {stickiness}, seed {seed}"
+    digest = hashlib.sha256(b"".join(r.tobytes() for r in out)).hexdigest()
+    return Routes(out, text, digest)
+
+
+class Replay:
+    """Feeds one sequence of routes to a model's experts modules, by forward pre-hooks.
+
+    A hook counts the tokens that its layer has seen, so prefill and decode take consecutive rows.
+    The routing weights stay the router's own (finite, positive), which is all that timing needs.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.sites = [m for n, m in model.named_modules() if n.endswith(".experts")]
+        self._routes: torch.Tensor | None = None
+        self._seen = [0] * len(self.sites)
+
+    def start(self, routes: np.ndarray) -> None:
+        if routes.shape[1] != len(self.sites):
+            raise ValueError(
+                f"routes: got {routes.shape[1]} layers, the model has {len(self.sites)}"
+            )
+        self._routes = torch.from_numpy(routes)
+        self._seen = [0] * len(self.sites)
+
+    def _hook(self, layer: int) -> Any:
+        def replace(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            assert self._routes is not None
+            hidden = args[0]
+            count = hidden.shape[0]
+            begin = self._seen[layer]
+            ids = self._routes[begin : begin + count, layer]
+            if ids.shape[0] != count:
+                raise ValueError(
+                    f"routes end at token {self._routes.shape[0]}, asked for {count} more"
+                )
+            self._seen[layer] = begin + count
+            return (hidden, ids.to(hidden.device), *args[2:]), kwargs
+
+        return replace
+
+    @contextmanager
+    def installed(self) -> Iterator["Replay"]:
+        handles = [
+            site.register_forward_pre_hook(self._hook(i), with_kwargs=True, prepend=True)
+            for i, site in enumerate(self.sites)
+        ]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()

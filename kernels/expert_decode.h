@@ -35,7 +35,7 @@ struct ExpertDecodeProblem {
   DType activations = DType::kBF16;  // what the gate's result is rounded to, once; kF32: not at all
   std::int64_t hidden = 0;           // H
   std::int64_t intermediate = 0;     // I
-  GateSpec gate;                     // any kind but kGeneric
+  GateSpec gate = {};                // any kind but kGeneric
 };
 
 /// Floats of scratch that `expert_decode` needs for `total_tokens` (over all works).

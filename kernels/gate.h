@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "base/dtype.h"
+#include "kernels/cpu_isa.h"
 
 namespace sluice {
 
@@ -14,7 +15,8 @@ enum class GateKind : std::uint8_t {
   kGelu,         ///< gelu(g) * u, with erf
   kGeluTanh,     ///< gelu(g) * u, tanh approximation (Gemma-4)
   kClampedSilu,  ///< silu(min(g, limit)) * clamp(u, -limit, limit) (DeepSeek-V4)
-  kOaiSwiglu,    ///< g' = min(g, limit), u' = clamp(u, ±limit): g' sigmoid(alpha g') (u' + 1) (gpt-oss)
+  kOaiSwiglu,    ///< g' = min(g, limit), u' = clamp(u, ±limit): g' sigmoid(alpha g') (u' + 1)
+                 ///< (gpt-oss)
   kRelu,         ///< relu(g) * u
   kRelu2,        ///< relu(u)^2, not gated (Nemotron-H)
   kSiluOnly,     ///< silu(u), not gated
@@ -44,9 +46,15 @@ struct GateSpec {
 /// out[r, i] = gate function of row r, in fp32. In place is allowed where out == gate_up and the
 /// kind has no gate. The scalar definition and every vector tier give the same bits (the
 /// transcendentals are our own polynomial, not libm's).
+/// Errors: InternalError for kGeneric.
 ///
 /// Shapes: gate_up [rows, 2I] ([rows, I] without a gate), out [rows, I].
 void apply_gate(const GateSpec& spec, const float* gate_up, float* out, std::int64_t rows,
                 std::int64_t intermediate);
+
+/// The same with a named tier, for tests.
+/// Errors: ConfigError when this machine lacks it.
+void apply_gate(CpuIsa isa, const GateSpec& spec, const float* gate_up, float* out,
+                std::int64_t rows, std::int64_t intermediate);
 
 }  // namespace sluice

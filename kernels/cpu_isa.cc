@@ -1,0 +1,91 @@
+#include "kernels/cpu_isa.h"
+
+#include <cstdlib>
+#include <string>
+
+#include "base/error.h"
+#include "kernels/tiers.h"
+
+namespace sluice {
+namespace {
+
+constexpr CpuIsa kTiers[] = {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512};
+
+void require_tier(CpuIsa isa) {
+  require<ConfigError>(cpu_supports(isa), [&] {
+    return "instruction tier: got " + std::string(cpu_isa_name(isa)) +
+           ", expected one this machine has; unset SLUICE_CPU_ISA or choose scalar";
+  });
+}
+
+CpuIsa choose() {
+  if (const char* asked = std::getenv("SLUICE_CPU_ISA"); asked != nullptr && *asked != '\0') {
+    for (const CpuIsa isa : kTiers) {
+      if (cpu_isa_name(isa) != asked) continue;
+      require_tier(isa);
+      return isa;
+    }
+    throw ConfigError("SLUICE_CPU_ISA: got \"" + std::string(asked) +
+                      "\", expected scalar, avx2 or avx512");
+  }
+  if (cpu_supports(CpuIsa::kAvx512)) return CpuIsa::kAvx512;
+  return cpu_supports(CpuIsa::kAvx2) ? CpuIsa::kAvx2 : CpuIsa::kScalar;
+}
+
+}  // namespace
+
+bool cpu_supports(CpuIsa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case CpuIsa::kScalar:
+      return true;
+    case CpuIsa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
+    case CpuIsa::kAvx512:
+      return cpu_supports(CpuIsa::kAvx2) && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
+  }
+  return false;
+#else
+  return isa == CpuIsa::kScalar;
+#endif
+}
+
+CpuIsa cpu_isa() {
+  static const CpuIsa kChosen = choose();
+  return kChosen;
+}
+
+std::string_view cpu_isa_name(CpuIsa isa) noexcept {
+  switch (isa) {
+    case CpuIsa::kScalar:
+      return "scalar";
+    case CpuIsa::kAvx2:
+      return "avx2";
+    case CpuIsa::kAvx512:
+      return "avx512";
+  }
+  return "?";
+}
+
+const ElementwiseKernels& elementwise_kernels(CpuIsa isa) {
+  require_tier(isa);
+#if defined(__x86_64__)
+  if (isa == CpuIsa::kAvx512) return kElementwiseAvx512;
+  if (isa == CpuIsa::kAvx2) return kElementwiseAvx2;
+#endif
+  return kElementwiseScalar;
+}
+
+const DotKernels& dot_kernels(CpuIsa isa) {
+  require_tier(isa);
+#if defined(__x86_64__)
+  if (isa == CpuIsa::kAvx512) return kDotAvx512;
+  if (isa == CpuIsa::kAvx2) return kDotAvx2;
+#endif
+  return kDotScalar;
+}
+
+}  // namespace sluice

@@ -1,0 +1,14 @@
+#include <string>
+
+#include "base/error.h"
+#include "device/device.h"
+
+namespace sluice {
+
+std::unique_ptr<Device> make_cuda_device(int ordinal) {
+  throw DeviceError("device cuda:" + std::to_string(ordinal) +
+                    ": got a build without CUDA, expected one with it; keep the model on the CPU, "
+                    "or build sluice where nvcc is found");
+}
+
+}  // namespace sluice

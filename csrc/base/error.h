@@ -72,7 +72,8 @@ void require(bool ok, Describe&& describe, const char* file = __builtin_FILE(),
              int line = __builtin_LINE()) {
   if (ok) [[likely]]
     return;
-  throw E(std::forward<Describe>(describe)() + " [" + file + ":" + std::to_string(line) + "]");
+  throw E(std::string(std::forward<Describe>(describe)()) + " [" + file + ":" +
+          std::to_string(line) + "]");
 }
 
 }  // namespace sluice

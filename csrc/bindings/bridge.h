@@ -22,6 +22,7 @@ struct SluiceForwardCall {
   const int64_t* expert_ids;  // [T, K]
   const void* weights;        // [T, K]
   void* out;                  // [T, H]
+  int64_t columns;            // H of `hidden` and `out`, checked against the layer
   uint64_t stream;
 };
 
@@ -43,5 +44,7 @@ struct SluiceTorchTable {
   int32_t (*num_threads)(void);
   void (*parallel_for)(int64_t count, int64_t grain, void* context,
                        void (*call)(void* context, int64_t begin, int64_t end));
+  /// Why the calling thread's last `gemm` failed; valid until its next one.
+  const char* (*last_error)(void);
 };
 }

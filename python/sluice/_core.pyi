@@ -26,6 +26,9 @@ def build_info() -> dict[str, Any]:
 def parse_size(text: str | int) -> tuple[str, float]:
     """("bytes", n) or ("share", 0.25) of "6GiB", "6GB", "25%", 123. Errors: ConfigError."""
 
+def drain_log() -> list[tuple[float, int, str]]:
+    """Takes the core's log: (time_s, level, text), oldest first."""
+
 def policy_names() -> list[str]: ...
 def gate_names() -> list[str]: ...
 def crc32c(data: bytes) -> int: ...
@@ -117,13 +120,16 @@ class PackWriter:
     def close(self) -> None: ...
 
 def open_pack(
-    path: str, *, chunk_bytes: int = ..., verify: str = "first", direct: bool = True,
+    path: str,
+    *,
+    chunk_bytes: int = ...,
+    verify: str = "first",
+    direct: bool = True,
     read_rate: int = 0,
 ) -> tuple[Store, dict[str, Any]]:
     """The store and the manifest: model_id, revision, config_sha256, source_fingerprint, layers."""
 
 def verify_pack(path: str, progress: Callable[[int, int], None] | None = None) -> None: ...
-
 def plan_memory(budget_bytes: int, layers: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """`layers`: (slot_bytes, num_experts). → budget_bytes, slab_bytes, classes
     [{slot_bytes, num_slots, num_experts}], class_of_layer. Errors: CapacityError."""
@@ -174,7 +180,22 @@ class Session:
     def closed(self) -> bool: ...
 
 def take_error(handle: int) -> BaseException | None:
-    """The exception that the session's last failed forward left; taken once."""
+    """The exception that the calling thread's last failed forward left; taken once."""
+
+def forward(
+    handle: int,
+    layer: int,
+    num_tokens: int,
+    top_k: int,
+    columns: int,
+    activations: str,
+    weights_dtype: str,
+    hidden: int,
+    expert_ids: int,
+    weights: int,
+    out: int,
+) -> None:
+    """What the bridge calls, by handle; errors are raised as they are."""
 
 def core_table() -> int:
     """Address of the SluiceCoreTable, for `torch.ops.sluice.bind`."""
@@ -189,8 +210,18 @@ def num_threads() -> int:
     """Threads that kernels use now."""
 
 def expert_decode(
-    isa: str, weights_dtype: str, activations: str, hidden: int, intermediate: int,
-    gate: dict[str, Any], w13: int, w2: int, b13: int, b2: int, inputs: int, outputs: int,
+    isa: str,
+    weights_dtype: str,
+    activations: str,
+    hidden: int,
+    intermediate: int,
+    gate: dict[str, Any],
+    w13: int,
+    w2: int,
+    b13: int,
+    b2: int,
+    inputs: int,
+    outputs: int,
     num_tokens: int,
 ) -> None:
     """One expert of the few-token kernel on raw pointers (f32 inputs and outputs), for tests and

@@ -1,0 +1,112 @@
+#include "bindings/errors.h"
+
+#include <string>
+
+#include "base/error.h"
+#include "bindings/bindings.h"
+
+namespace sluice::bindings {
+namespace {
+
+/// The classes, made once and kept for the life of the process: errors may be raised at its end.
+struct Classes {
+  PyObject* base = nullptr;
+  PyObject* config = nullptr;
+  PyObject* checkpoint = nullptr;
+  PyObject* io = nullptr;
+  PyObject* capacity = nullptr;
+  PyObject* device = nullptr;
+  PyObject* internal = nullptr;
+} classes;
+
+PyObject* make_class(py::module_& m, const char* name, const char* doc, PyObject* second_parent) {
+  py::object bases = py::reinterpret_borrow<py::object>(PyExc_Exception);
+  if (classes.base != nullptr) {
+    bases = py::make_tuple(py::handle(classes.base), py::handle(second_parent));
+  }
+  const std::string full_name = std::string("sluice.errors.") + name;  // as tracebacks print it
+  PyObject* made = PyErr_NewExceptionWithDoc(full_name.c_str(), doc, bases.ptr(), nullptr);
+  if (made == nullptr) throw py::error_already_set();
+  m.attr(name) = py::handle(made);
+  return made;
+}
+
+void set_io_error(const IoError& error) {
+  const py::object raised = py::reinterpret_borrow<py::object>(classes.io)(error.what());
+  raised.attr("errno") = error.error_number() == 0 ? py::object(py::none())
+                                                   : py::object(py::int_(error.error_number()));
+  raised.attr("path") = error.path();
+  raised.attr("offset") = error.offset();
+  PyErr_SetObject(classes.io, raised.ptr());
+}
+
+/// Rethrows `error`; true when it was one of ours and the Python error is set.
+bool try_set(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (py::error_already_set& python_error) {
+    python_error.restore();
+  } catch (const ConfigError& e) {
+    PyErr_SetString(classes.config, e.what());
+  } catch (const CheckpointError& e) {
+    PyErr_SetString(classes.checkpoint, e.what());
+  } catch (const IoError& e) {
+    set_io_error(e);
+  } catch (const CapacityError& e) {
+    PyErr_SetString(classes.capacity, e.what());
+  } catch (const DeviceError& e) {
+    PyErr_SetString(classes.device, e.what());
+  } catch (const InternalError& e) {
+    PyErr_SetString(classes.internal, e.what());
+  } catch (const Interrupted&) {
+    PyErr_SetNone(PyExc_KeyboardInterrupt);
+  } catch (const Error& e) {
+    PyErr_SetString(classes.base, e.what());
+  } catch (...) {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+void set_python_error(const std::exception_ptr& error) {
+  if (try_set(error)) return;
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::bad_alloc&) {
+    PyErr_SetString(PyExc_MemoryError, "sluice: an allocation was refused");
+  } catch (const std::exception& e) {
+    PyErr_SetString(classes.internal, e.what());
+  } catch (...) {
+    PyErr_SetString(classes.internal, "sluice: an exception of an unknown type");
+  }
+}
+
+py::object to_python_exception(const std::exception_ptr& error) {
+  set_python_error(error);
+  py::error_already_set fetched;
+  if (fetched.trace()) PyException_SetTraceback(fetched.value().ptr(), fetched.trace().ptr());
+  return fetched.value();
+}
+
+void bind_errors(py::module_& m) {
+  classes.base = make_class(m, "SluiceError", "Anything sluice raises on purpose.", nullptr);
+  classes.config = make_class(m, "ConfigError", "A setting that can never work.", PyExc_ValueError);
+  classes.checkpoint =
+      make_class(m, "CheckpointError", "A malformed file, a missing tensor, a hash that differs.",
+                 PyExc_ValueError);
+  classes.io = make_class(m, "IoError", "A file operation failed; has errno, path and offset.",
+                          PyExc_OSError);
+  classes.capacity = make_class(m, "CapacityError", "The working set cannot fit into the memory.",
+                                PyExc_MemoryError);
+  classes.device =
+      make_class(m, "DeviceError", "A call to an accelerator failed.", PyExc_RuntimeError);
+  classes.internal =
+      make_class(m, "InternalError", "An invariant broke: a bug of sluice.", PyExc_AssertionError);
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    if (error && !try_set(error)) std::rethrow_exception(error);
+  });
+}
+
+}  // namespace sluice::bindings

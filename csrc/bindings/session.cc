@@ -1,0 +1,228 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/dtype.h"
+#include "bindings/bindings.h"
+#include "bindings/errors.h"
+#include "bindings/registry.h"
+#include "bindings/session_state.h"
+#include "bindings/views.h"
+
+namespace sluice::bindings {
+namespace {
+
+using WithoutGil = py::call_guard<py::gil_scoped_release>;
+
+/// What Python holds as `_core.Session`. Its end closes the session, whoever else still calls it.
+class SessionHandle {
+ public:
+  explicit SessionHandle(std::shared_ptr<SessionState> state)
+      : state_(std::move(state)), handle_(add_session(state_)) {}
+  ~SessionHandle() {
+    if (state_->is_inherited()) {
+      // Leaked: the engine's threads are not in this process, so nothing here may end it.
+      (void)new std::shared_ptr<SessionState>(std::move(state_));
+      return;
+    }
+    const py::gil_scoped_release no_gil;  // reads in flight are awaited
+    try {
+      close();
+    } catch (const std::exception&) {
+      // A destructor has nobody to tell; whatever failed has its entry in the statistics.
+    }
+    state_.reset();
+  }
+  SessionHandle(const SessionHandle&) = delete;
+  SessionHandle& operator=(const SessionHandle&) = delete;
+
+  [[nodiscard]] std::int64_t handle() const noexcept { return handle_; }
+  [[nodiscard]] SessionState& state() const noexcept { return *state_; }
+  [[nodiscard]] Engine& engine() const { return state_->engine(); }
+  [[nodiscard]] bool closed() const noexcept { return state_->closed(); }
+  void close() {
+    if (state_->is_inherited()) return;
+    remove_session(handle_);
+    state_->close();
+  }
+
+ private:
+  std::shared_ptr<SessionState> state_;
+  std::int64_t handle_;
+};
+
+SharedPyObject callback(const py::dict& gate, const char* key) {
+  py::object fn = gate.contains(key) ? py::object(gate[key]) : py::object(py::none());
+  require<ConfigError>(fn.is_none() || PyCallable_Check(fn.ptr()) != 0,
+                       [&] { return std::string(key) + ": expected a function or None"; });
+  return share(std::move(fn));
+}
+
+GateSettings gate_settings(const py::dict& gate) {
+  GateSettings settings;
+  settings.spec.kind = parse_gate(field<std::string>(gate, "kind"));
+  settings.spec.interleaved = field<bool>(gate, "interleaved");
+  settings.spec.alpha = field<float>(gate, "alpha");
+  settings.spec.limit = field<float>(gate, "limit");
+  settings.gate_callback = callback(gate, "gate_callback");
+  settings.post_callback = callback(gate, "post_callback");
+  require<ConfigError>(
+      settings.spec.kind != GateKind::kGeneric || settings.gate_callback != nullptr,
+      [] { return "gate_callback: missing; kind \"generic\" needs one"; });
+  return settings;
+}
+
+std::unique_ptr<SessionHandle> open_session(const StoreHandle& store, std::uint64_t device_memory,
+                                            std::string policy, int io_threads, bool timeline,
+                                            const std::vector<py::dict>& gates) {
+  require<ConfigError>(static_cast<std::int64_t>(gates.size()) == store.store->num_layers(), [&] {
+    return "gates: got " + std::to_string(gates.size()) + ", expected " +
+           std::to_string(store.store->num_layers()) + ", one per layer of the store";
+  });
+  require<ConfigError>(io_threads >= 1 && io_threads <= 256, [&] {
+    return "io_threads: got " + std::to_string(io_threads) + ", expected 1 to 256";
+  });
+  std::vector<GateSettings> settings;
+  for (const py::dict& gate : gates) settings.push_back(gate_settings(gate));
+  EngineOptions options{.device_memory = device_memory,
+                        .policy = std::move(policy),
+                        .io_threads = io_threads,
+                        .timeline = timeline};
+  const py::gil_scoped_release no_gil;
+  return std::make_unique<SessionHandle>(
+      std::make_shared<SessionState>(store.store, std::move(options), std::move(settings)));
+}
+
+/// The op's call for Python's twin of `_ops`: by handle, errors raised as they are.
+void forward(std::int64_t handle, std::int64_t layer, std::int64_t num_tokens, std::int64_t top_k,
+             std::int64_t columns, const std::string& activations, const std::string& weights_dtype,
+             std::uint64_t hidden, std::uint64_t expert_ids, std::uint64_t weights,
+             std::uint64_t out) {
+  const std::uint64_t bytes = num_tokens > 0 && columns > 0 ? 1 : 0;
+  SluiceForwardCall call{};
+  call.handle = handle;
+  call.layer = layer;
+  call.num_tokens = num_tokens;
+  call.top_k = top_k;
+  call.activations = static_cast<std::int32_t>(parse_dtype(activations));
+  call.weights_dtype = static_cast<std::int32_t>(parse_dtype(weights_dtype));
+  call.hidden = address_of(hidden, bytes);
+  call.expert_ids =
+      reinterpret_cast<const std::int64_t*>(address_of(expert_ids, top_k > 0 ? bytes : 0));
+  call.weights = address_of(weights, top_k > 0 ? bytes : 0);
+  call.out = address_of(out, bytes);
+  call.columns = columns;
+  if (forward_by_handle(call) != 0) std::rethrow_exception(take_error(handle));
+}
+
+/// The same by object, for callers whose rows are as wide as the layer's.
+void run_forward(const SessionHandle& session, std::int32_t layer, std::int64_t num_tokens,
+                 std::int64_t top_k, const std::string& activations,
+                 const std::string& weights_dtype, std::uint64_t hidden, std::uint64_t expert_ids,
+                 std::uint64_t weights, std::uint64_t out) {
+  const ExpertStore& store = session.engine().store();
+  const std::int64_t columns = store.layer(checked_key(store, layer, 0).layer).layout.hidden;
+  forward(session.handle(), layer, num_tokens, top_k, columns, activations, weights_dtype, hidden,
+          expert_ids, weights, out);
+}
+
+void give_hints(const SessionHandle& session,
+                const std::vector<std::tuple<std::int32_t, std::int32_t, double, double>>& given) {
+  constexpr double kLongest = 1e9;  // seconds; above, a deadline never comes
+  const Nanos now = SteadyClock().now();
+  std::vector<Hint> hints;
+  hints.reserve(given.size());
+  for (const auto& [layer, expert, probability, seconds] : given) {
+    require<ConfigError>(!std::isnan(probability) && !std::isnan(seconds), [&] {
+      return "hint: got probability " + std::to_string(probability) + " and deadline " +
+             std::to_string(seconds) + ", expected numbers";
+    });
+    const Nanos deadline =
+        seconds > kLongest ? kNever : now + static_cast<Nanos>(std::max(seconds, -kLongest) * 1e9);
+    hints.push_back({make_key(layer, expert), probability, deadline});
+  }
+  const py::gil_scoped_release no_gil;
+  session.engine().hint(hints);
+}
+
+void copy_expert(const SessionHandle& session, std::int32_t layer, std::int32_t expert,
+                 std::uint64_t address, std::uint64_t nbytes) {
+  const ExpertKey key = checked_key(session.engine().store(), layer, expert);
+  session.engine().read_expert(key, {address_of(address, nbytes), nbytes});
+}
+
+py::dict plan_of(std::uint64_t budget_bytes,
+                 const std::vector<std::pair<std::size_t, std::int32_t>>& layers) {
+  std::vector<LayerBytes> demands;
+  for (const auto& [slot_bytes, num_experts] : layers) {
+    demands.push_back({.slot_bytes = slot_bytes, .num_experts = num_experts});
+  }
+  return plan_view(plan_memory(budget_bytes, demands));
+}
+
+py::object taken_error(std::int64_t handle) {
+  const std::exception_ptr error = [&] {
+    const py::gil_scoped_release no_gil;
+    return take_error(handle);
+  }();
+  return error == nullptr ? py::object(py::none()) : to_python_exception(error);
+}
+
+}  // namespace
+
+void bind_session(py::module_& m) {
+  py::class_<SessionHandle>(
+      m, "Session", "One engine in the registry of sessions; `handle` is what the op takes.")
+      .def(py::init(&open_session), py::arg("store"), py::kw_only(), py::arg("device_memory"),
+           py::arg("policy"), py::arg("io_threads"), py::arg("timeline") = true, py::arg("gates"))
+      .def_property_readonly("handle", &SessionHandle::handle)
+      .def("forward", &run_forward, py::arg("layer"), py::arg("num_tokens"), py::arg("top_k"),
+           py::arg("activations"), py::arg("weights_dtype"), py::arg("hidden"),
+           py::arg("expert_ids"), py::arg("weights"), py::arg("out"), WithoutGil())
+      .def("hint", &give_hints, py::arg("hints"),
+           "(layer, expert, probability, seconds from now until worthless; inf: never).")
+      .def(
+          "stats",
+          [](const SessionHandle& s) {
+            return stats_view(without_gil([&] { return s.state().stats(); }));
+          },
+          "The fields of EngineStats; `degradations` is a dict.")
+      .def("plan", [](const SessionHandle& s) { return plan_view(s.engine().plan()); })
+      .def(
+          "timeline",
+          [](const SessionHandle& s) {
+            return timeline_view(without_gil([&] { return s.engine().timeline().snapshot(); }));
+          },
+          "(kind, begin_s, end_s, layer, expert, bytes, tokens), oldest first.")
+      .def(
+          "residency",
+          [](const SessionHandle& s) {
+            return residency_view(without_gil([&] { return s.engine().residency(); }));
+          },
+          "Per size class, per slot: (state, layer, expert, leases).")
+      .def("read_expert", &copy_expert, py::arg("layer"), py::arg("expert"), py::arg("address"),
+           py::arg("nbytes"), WithoutGil())
+      .def(
+          "drain", [](const SessionHandle& s) { s.engine().drain(); }, WithoutGil())
+      .def("close", &SessionHandle::close, WithoutGil())
+      .def_property_readonly("closed", &SessionHandle::closed);
+  m.def("take_error", &taken_error, py::arg("handle"),
+        "The exception that the calling thread's last failed forward left; taken once.");
+  m.def("forward", &forward, py::arg("handle"), py::arg("layer"), py::arg("num_tokens"),
+        py::arg("top_k"), py::arg("columns"), py::arg("activations"), py::arg("weights_dtype"),
+        py::arg("hidden"), py::arg("expert_ids"), py::arg("weights"), py::arg("out"), WithoutGil(),
+        "What the bridge calls, by handle; errors are raised as they are.");
+  m.def("plan_memory", &plan_of, py::arg("budget_bytes"), py::arg("layers"),
+        "What a budget buys for layers of (slot_bytes, num_experts).");
+  py::module_::import("atexit").attr("register")(
+      py::cpp_function(&close_all_sessions, WithoutGil()));
+}
+
+}  // namespace sluice::bindings

@@ -1,0 +1,133 @@
+"""What sluice changes on a model, in one object that undoes all of it.
+
+The swap of modules, the experts implementation in the configs, the lock against compiled decoding
+and three methods wrapped on the instance. Nothing of torch, of transformers or of a class is
+patched. The model owns the attachment and the session; neither owns the model.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from sluice.hf import compat
+from sluice.hf.detect import ExpertSite, owners_of_experts
+from sluice.hf.experts import OffloadedExperts
+
+_ATTRIBUTE = "_sluice_attachment"
+IMPLEMENTATION = "sluice"
+_WRAPPED = ("get_memory_footprint", "save_pretrained", "_apply")
+
+
+class Attachment:
+    """The sites of one model while they are offloaded."""
+
+    def __init__(self, model: nn.Module, sites: Sequence[ExpertSite]) -> None:
+        self.sites = tuple(sites)
+        self.modules = tuple(OffloadedExperts(site) for site in sites)
+        self.session: Any = None
+        self.holding = "checkpoint"
+        self._implementations = [
+            (config, compat.experts_implementation(config))
+            for config in owners_of_experts(model, sites)
+        ]
+        self._generation: list[tuple[Any, Any]] = []
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+
+    def swap_in(self, model: nn.Module) -> None:
+        """Puts the offloaded modules in place and names the implementation in their configs."""
+        compat.register_experts_function(IMPLEMENTATION)
+        for site, module in zip(self.sites, self.modules, strict=True):
+            model.set_submodule(site.name, module)
+        for config, _ in self._implementations:
+            compat.set_experts_implementation(config, IMPLEMENTATION)
+
+    def bind(self, model: nn.Module, session: Any, *, holding: str) -> None:
+        """Connects the modules to a session and makes the model own it as `model.sluice`.
+
+        Args:
+            model: The model that `swap_in` changed.
+            session: Of `binding.open_session`.
+            holding: Where the experts are: "ram" (the original parameters), "disk" (a spilled
+                pack) or "checkpoint".
+        """
+        for layer, (site, module) in enumerate(zip(self.sites, self.modules, strict=True)):
+            names = site.parameters.values() if holding == "ram" else ()
+            module.bind(session, layer, {name: getattr(site.module, name) for name in names})
+        self.session = session
+        self.holding = holding
+        generation = getattr(model, "generation_config", None)
+        if generation is not None:
+            self._generation = [(generation, getattr(generation, "disable_compile", None))]
+            generation.disable_compile = True  # a captured graph would replay stale slots
+        _wrap_methods(model, self)
+        object.__setattr__(model, "sluice", session)
+        object.__setattr__(model, _ATTRIBUTE, self)
+        self._finalizer = weakref.finalize(model, session.close)
+
+    def swap_out(self, model: nn.Module) -> None:
+        """Gives the original modules, config fields and methods back. Bytes are not its business."""
+        for site in self.sites:
+            model.set_submodule(site.name, site.module)
+        for config, before in self._implementations:
+            compat.set_experts_implementation(config, before)
+        for generation, before in self._generation:
+            generation.disable_compile = before
+        for name in (*_WRAPPED, "sluice", _ATTRIBUTE):
+            model.__dict__.pop(name, None)
+        if self._finalizer is not None:
+            self._finalizer.detach()
+
+    @contextmanager
+    def unlocked_generation_config(self) -> Any:
+        """The generation config as the user left it, while files are written."""
+        for generation, before in self._generation:
+            generation.disable_compile = before
+        try:
+            yield
+        finally:
+            for generation, _ in self._generation:
+                generation.disable_compile = True
+
+
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """What sluice has done to a model; None when nothing."""
+    return model.__dict__.get(_ATTRIBUTE)
+
+
+def _wrap_methods(model: nn.Module, attachment: Attachment) -> None:
+    """Three methods on the instance that would lie or do half of their work otherwise.
+
+    They reach the model weakly: an instance that owns a closure over itself outlives its last user.
+    """
+    reference = weakref.ref(model)
+    kind: Any = type(model)
+
+    def get_memory_footprint(*args: Any, **kwargs: Any) -> int:
+        stats = attachment.session.stats()
+        dense = kind.get_memory_footprint(reference(), *args, **kwargs)
+        return dense + stats.resident_bytes + stats.host_bytes
+
+    def save_pretrained(*args: Any, **kwargs: Any) -> Any:
+        held: Any = reference()
+        if kwargs.get("state_dict") is None:
+            held.state_dict()  # raises before the first file when experts are not in RAM
+        with attachment.unlocked_generation_config():
+            return kind.save_pretrained(held, *args, **kwargs)
+
+    def _apply(fn: Any, recurse: bool = True) -> Any:
+        for module in attachment.modules:
+            module.check_move(fn)  # before the first tensor is changed
+        return kind._apply(reference(), fn, recurse)
+
+    for name, method in (
+        ("get_memory_footprint", get_memory_footprint),
+        ("save_pretrained", save_pretrained),
+        ("_apply", _apply),
+    ):
+        if hasattr(kind, name):
+            object.__setattr__(model, name, method)

@@ -1,0 +1,62 @@
+"""Models and tokenizers for the command line and the demonstration, quietly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sluice.config import OffloadOptions
+from sluice.hf import compat
+
+
+def load_causal_lm(
+    folder: Path, *, dtype: torch.dtype | str = "auto", offload: OffloadOptions | None = None
+) -> Any:
+    """The causal language model of a local checkpoint, in eval mode.
+
+    Args:
+        folder: A checkpoint folder.
+        dtype: What activations and dense parts compute in; "auto" is the checkpoint's own.
+        offload: How its experts are held; without it the model is the stock one.
+
+    Raises:
+        ConfigError: transformers is missing or outside of the window.
+        UnsupportedModelError: The experts are of no structure that sluice knows.
+    """
+    compat.version()
+    from transformers import AutoModelForCausalLM
+
+    from sluice.api import from_pretrained
+
+    with _no_bars():
+        if offload is None:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        else:
+            model = from_pretrained(AutoModelForCausalLM, str(folder), offload=offload, dtype=dtype)
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The checkpoint's tokenizer."""
+    compat.version()
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keeps transformers' own bars off a terminal that shows ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,156 @@
+"""One session over a store for the sites of a model: gates found, parity proven."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sluice import _core
+from sluice.errors import InternalError
+from sluice.hf import layout
+from sluice.hf.compat import run_eager_body
+from sluice.hf.detect import ExpertSite
+from sluice.hf.gates import Gate, fingerprint, gate_function, native_callback, post_norm_function
+
+_PARITY_TOKENS = 2
+_PARITY_EXPERTS = 2
+_SECTIONS = ("w13", "w2", "b13", "b2")
+
+
+def open_session(store: Any, options: Any, sites: Sequence[ExpertSite]) -> Any:
+    """A `sluice.session.Session` whose layers are the sites, in their order.
+
+    Raises:
+        CapacityError: The budget is below one slot per size class.
+        InternalError: A kernel disagrees with the class's own forward.
+    """
+    from sluice.session import Session
+
+    gates = [fingerprint(site) for site in sites]
+    session = Session(store, options, [layer_spec(s, g) for s, g in zip(sites, gates, strict=True)])
+    try:
+        _prove_parity(store, sites, gates)
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def layer_spec(site: ExpertSite, gate: Gate) -> dict[str, Any]:
+    """What the session must know of a layer beyond its bytes."""
+    norm = post_norm_function(site.module) if site.has_post_norm else None
+    return {
+        "name": site.name,
+        "kind": gate.kind,
+        "interleaved": gate.interleaved,
+        "alpha": gate.alpha,
+        "limit": gate.limit,
+        "gate_callback": native_callback(gate_function(site)) if gate.is_generic else None,
+        "post_callback": native_callback(norm) if norm is not None else None,
+    }
+
+
+def _prove_parity(store: Any, sites: Sequence[ExpertSite], gates: Sequence[Gate]) -> None:
+    """Two experts and two tokens of every kind of site: the class's eager forward against ours."""
+    proven: set[Any] = set()
+    for layer, (site, gate) in enumerate(zip(sites, gates, strict=True)):
+        kind = (type(site.module), site.hidden, site.intermediate, site.transposed, gate)
+        if kind not in proven:
+            proven.add(kind)
+            prove_site(store, layer, site, gate)
+
+
+@torch.no_grad()
+def prove_site(store: Any, layer: int, site: ExpertSite, gate: Gate) -> None:
+    """Compares one site in fp32 over its stored weights.
+
+    Raises:
+        InternalError: The two differ by more than rounding explains.
+    """
+    if site.has_post_norm:
+        return  # the norm's weights are the model's; tests compare those sites as whole models
+    stored = store.layer(layer)["dtype"]
+    experts = min(_PARITY_EXPERTS, site.num_experts)
+    raw = [_aligned_expert(store, layer, expert) for expert in range(experts)]
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(_PARITY_TOKENS, site.hidden, generator=generator)
+    expected = _eager(site, stored, raw, hidden)
+    got = torch.stack([_ours(site, stored, gate, bytes_, hidden) for bytes_ in raw])
+    scale = expected.abs().max().item() or 1.0
+    error = (got - expected).abs().max().item() / scale
+    allowed = 64 * torch.finfo(torch.float32).eps * math.sqrt(site.hidden + site.intermediate)
+    if not error <= allowed:
+        raise InternalError(
+            f"{site.label}: the {gate.kind} kernel differs from the class's own forward by "
+            f"{error:.1e}, expected at most {allowed:.1e}; report this with the model's name, and "
+            f"name the layer in exclude= until then"
+        )
+
+
+def _eager(
+    site: ExpertSite, stored: str, raw: Sequence[torch.Tensor], hidden: torch.Tensor
+) -> torch.Tensor:
+    """`[experts, tokens, H]` of the class's own forward on a stub that holds `raw`."""
+    stub = copy.copy(site.module)
+    views = [layout.unpack(site, stored, bytes_) for bytes_ in raw]
+    stub.__dict__["_parameters"] = {
+        name: torch.stack([view[section].float() for view in views])
+        for section, name in site.parameters.items()
+    }
+    stub.__dict__["num_experts"] = len(raw)
+    tokens = hidden.shape[0]
+    outputs: list[torch.Tensor] = []
+    for expert in range(len(raw)):
+        ids = torch.full((tokens, 1), expert, dtype=torch.int64)
+        outputs.append(run_eager_body(stub, hidden.clone(), ids, torch.ones(tokens, 1)))
+    return torch.stack(outputs)
+
+
+def _ours(
+    site: ExpertSite, stored: str, gate: Gate, raw: torch.Tensor, hidden: torch.Tensor
+) -> torch.Tensor:
+    """`[tokens, H]` of the few-token kernel; of the same sums in torch for a generic gate."""
+    if gate.is_generic:
+        views = layout.unpack(site, stored, raw)
+        turned = (lambda m: m) if site.transposed else (lambda m: m.T)
+        inner = hidden @ turned(views["w13"].float()) + views.get("b13", 0)
+        return gate_function(site)(inner) @ turned(views["w2"].float()) + views.get("b2", 0)
+    ranges = layout.section_ranges(site, stored)
+    base = raw.data_ptr()
+    address = {name: base + ranges[name][0] if name in ranges else 0 for name in _SECTIONS}
+    out = torch.empty_like(hidden)
+    _core.expert_decode(
+        "",
+        stored,
+        "F32",
+        site.hidden,
+        site.intermediate,
+        {
+            "kind": gate.kind,
+            "interleaved": gate.interleaved,
+            "alpha": gate.alpha,
+            "limit": gate.limit,
+        },
+        address["w13"],
+        address["w2"],
+        address["b13"],
+        address["b2"],
+        hidden.data_ptr(),
+        out.data_ptr(),
+        hidden.shape[0],
+    )
+    return out
+
+
+def _aligned_expert(store: Any, layer: int, expert: int) -> torch.Tensor:
+    """An expert's canonical bytes at an address that kernels accept (64-byte aligned)."""
+    nbytes = store.layer(layer)["expert_bytes"]
+    memory = torch.empty(nbytes + 64, dtype=torch.uint8)
+    skip = -memory.data_ptr() % 64
+    aligned = memory[skip : skip + nbytes]
+    store.read_expert_into(layer, expert, aligned.data_ptr(), nbytes)
+    return aligned

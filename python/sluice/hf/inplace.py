@@ -1,0 +1,160 @@
+"""Path I: a model that is built already gives its experts to sluice, and gets them back exactly.
+
+`backing="ram"`: the parameters' own storage becomes the store's memory, nothing is copied.
+`backing="disk"`: the experts are written to a pack that only this session can see (unlinked while
+open) and their storage is released. Either way the original modules wait in the attachment.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sluice import _core
+from sluice.errors import ConfigError, UnsupportedModelError
+from sluice.hf import describe, layout
+from sluice.hf.attachment import Attachment, attachment_of
+from sluice.hf.binding import open_session
+from sluice.hf.detect import ExpertSite, dtype_name, find_expert_sites
+from sluice.hf.sources import PACK_SUFFIX, cache_folder, layer_geometry
+from sluice.progress import Progress, format_bytes
+
+_log = logging.getLogger("sluice")
+_spill_numbers = itertools.count()
+
+
+def find_sites(model: nn.Module, exclude: Sequence[str] = (), strict: bool = True) -> Any:
+    """The sites of a built model, with everything refused that path I cannot take.
+
+    Raises:
+        ConfigError: It is offloaded already.
+        UnsupportedModelError: No sites, hooks on one, or experts that are not in RAM.
+    """
+    if attachment_of(model) is not None:
+        raise ConfigError(
+            f"{type(model).__name__}: got a model that sluice offloads already, expected a stock "
+            "one; sluice.restore(model) first"
+        )
+    describe.refuse_quantised(getattr(model, "config", None), type(model).__name__)
+    sites = find_expert_sites(model, exclude=exclude, strict=strict)
+    for site in sites:
+        _refuse_odd_storage(site)
+    return sites
+
+
+def offload_model(model: nn.Module, sites: Sequence[ExpertSite], options: Any) -> Any:
+    """Offloads a built model; the session, which the model also carries as `model.sluice`.
+
+    Raises:
+        ConfigError: `pack=` names a file.
+        CapacityError: The budget is below one slot per size class.
+        IoError: No space to spill. After any error the model is as it was.
+    """
+    if options.pack not in ("auto", "none"):
+        raise ConfigError(
+            f"pack: got {options.pack!r}, expected 'auto' for a model that is built: its own "
+            "weights count; name packs in OffloadConfig"
+        )
+    in_ram = options.backing == "ram"
+    store = _adopt(sites, options) if in_ram else _spill(sites, options)
+    session = open_session(store, options, sites)
+    attachment = Attachment(model, sites)
+    try:
+        attachment.swap_in(model)
+        attachment.bind(model, session, holding="ram" if in_ram else "disk")
+    except BaseException:
+        attachment.swap_out(model)
+        session.close()
+        raise
+    if not in_ram:
+        for site in sites:
+            for name in site.parameters.values():
+                parameter = getattr(site.module, name)
+                parameter.data = torch.empty(0, dtype=parameter.dtype)
+    _log.info(
+        "%s: %d layers, %s, budget %d bytes",
+        type(model).__name__,
+        len(sites),
+        store.description,
+        session.budget_bytes,
+    )
+    return session
+
+
+def _refuse_odd_storage(site: ExpertSite) -> None:
+    if "_hf_hook" in vars(site.module) or "forward" in vars(site.module):
+        raise UnsupportedModelError(
+            f"{site.label}: got a hook of accelerate on the experts, expected a plain module; load "
+            "the model without offloading it to 'cpu' or 'disk'"
+        )
+    for name in site.parameters.values():
+        parameter = getattr(site.module, name)
+        dtype_name(parameter.dtype)
+        if parameter.device.type != "cpu":
+            raise UnsupportedModelError(
+                f"{site.label}: got {name} on {parameter.device}, but this build of sluice keeps "
+                "its slots on the CPU; model.to('cpu') first"
+            )
+        if not parameter.is_contiguous():
+            raise UnsupportedModelError(
+                f"{site.label}: got {name} with strides {parameter.stride()}, expected contiguous "
+                f"experts; set {name}.data = {name}.data.contiguous() first"
+            )
+
+
+def _tensors(site: ExpertSite) -> dict[str, torch.Tensor]:
+    return {s: getattr(site.module, name).detach() for s, name in site.parameters.items()}
+
+
+def _memory_store(sites: Sequence[ExpertSite], options: Any, description: str) -> Any:
+    """A store over the parameters where they lie; the sites' modules keep them alive."""
+    builder = layout.empty_builder(options)
+    for site in sites:
+        layer = layout.add_layer(builder, site, dtype_name(site.dtype))
+        layout.add_tensors(builder, layer, site, _tensors(site))
+    return builder.build(description)
+
+
+def _adopt(sites: Sequence[ExpertSite], options: Any) -> Any:
+    return _memory_store(sites, options, "adopted memory")
+
+
+def _spill(sites: Sequence[ExpertSite], options: Any) -> Any:
+    """The experts in a pack that lives as long as the store has it open."""
+    folder = cache_folder(options.offload_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"spill-{os.getpid()}-{next(_spill_numbers)}{PACK_SUFFIX}"
+    total = sum(site.weight_bytes for site in sites)
+    _log.info("spilling %s of experts to %s", format_bytes(total), path)
+    memory = _memory_store(sites, options, "adopted memory")
+    geometry = [layer_geometry(site, dtype_name(site.dtype)) for site in sites]
+    try:
+        writer = _core.PackWriter(str(path), geometry, fresh=True)
+        try:
+            with Progress("spilling experts", unit="experts") as bar:
+                done = 0
+                for layer, site in enumerate(sites):
+                    for expert in range(site.num_experts):
+                        writer.append_from(memory, layer, expert)
+                        done += 1
+                        bar(done, writer.num_experts)
+            writer.finish()
+        finally:
+            writer.close()
+        store, _ = _core.open_pack(
+            str(path),
+            chunk_bytes=layout.chunk_bytes(options),
+            verify=options.verify,
+            direct=options.direct,
+        )
+        return store
+    finally:
+        for leftover in (path, f"{path}.partial", f"{path}.journal"):
+            if os.path.exists(leftover):
+                os.unlink(leftover)

@@ -1,0 +1,141 @@
+"""Experts' tensors ↔ the canonical bytes of a slot.
+
+The order of `csrc/base/expert_layout.h`: `w13 | w2 | b13 | b2`, each on a multiple of 64 bytes,
+biases in fp32. Going in, the store does the work from byte ranges; coming out (restore, parity)
+this file undoes it bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sluice import _core
+from sluice.errors import InternalError
+from sluice.hf.detect import ExpertSite, dtype_name
+from sluice.hf.plan import shape_of
+
+_ALIGNMENT = 64
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch type of an engine's type name."""
+    return _DTYPES[name]
+
+
+def section_ranges(site: ExpertSite, stored: str) -> dict[str, tuple[int, int]]:
+    """Section → (offset, bytes) in an expert's canonical bytes."""
+    ranges: dict[str, tuple[int, int]] = {}
+    end = 0
+    for section in site.parameters:
+        begin = -(-end // _ALIGNMENT) * _ALIGNMENT
+        width = 4 if section[0] == "b" else _DTYPES[stored].itemsize
+        nbytes = math.prod(shape_of(site, section)) * width
+        ranges[section] = (begin, nbytes)
+        end = begin + nbytes
+    return ranges
+
+
+def add_layer(builder: Any, site: ExpertSite, stored: str) -> int:
+    """Declares a site's layer to a `StoreBuilder`; its index."""
+    return builder.add_layer(
+        site.name,
+        site.num_experts,
+        stored,
+        site.hidden,
+        site.intermediate,
+        site.gated,
+        site.has_bias,
+    )
+
+
+def add_tensors(
+    builder: Any, layer: int, site: ExpertSite, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Places a site's whole tensors (section → contiguous `[E, …]` on the CPU) where they lie.
+
+    The store reads the memory later: whoever builds it keeps the tensors alive.
+    """
+    for section, tensor in tensors.items():
+        rows, columns = shape_of(site, section)
+        nbytes = tensor[0].numel() * tensor.element_size()
+        name = dtype_name(tensor.dtype)
+        transform = "transpose" if site.transposed else "copy"
+        if section[0] == "b":
+            transform = "copy" if name == "F32" else "widen"
+        if transform == "transpose":
+            rows, columns = columns, rows
+        for expert in range(site.num_experts):
+            builder.add_piece(
+                layer,
+                expert,
+                section,
+                offset=tensor.data_ptr() + expert * nbytes,
+                nbytes=nbytes,
+                transform=transform,
+                rows=rows,
+                columns=columns,
+                dtype=name,
+            )
+
+
+def read_tensors(store: Any, layer: int, site: ExpertSite, dtype: torch.dtype) -> dict[str, Any]:
+    """A site's parameters, rebuilt from the store in transformers' layout.
+
+    Returns:
+        Section → `[E, …]` tensor of `dtype`, bit-equal to what went in where the type is the same.
+    """
+    stored = store.layer(layer)["dtype"]
+    tensors = {
+        section: torch.empty(site.num_experts, *_natural_shape(site, section), dtype=dtype)
+        for section in site.parameters
+    }
+    buffer = torch.empty(store.layer(layer)["expert_bytes"], dtype=torch.uint8)
+    for expert in range(site.num_experts):
+        store.read_expert_into(layer, expert, buffer.data_ptr(), buffer.numel())
+        for section, value in unpack(site, stored, buffer).items():
+            tensors[section][expert].copy_(value)
+    return tensors
+
+
+def unpack(site: ExpertSite, stored: str, canonical: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Views of one expert's canonical bytes (uint8) in the shapes of the module's parameters."""
+    ranges = section_ranges(site, stored)
+    begin, nbytes = list(ranges.values())[-1]
+    if canonical.numel() < begin + nbytes:
+        raise InternalError(
+            f"{site.name}: got {canonical.numel()} bytes of an expert, expected {begin + nbytes}"
+        )
+    views: dict[str, torch.Tensor] = {}
+    for section, (offset, size) in ranges.items():
+        kind = torch.float32 if section[0] == "b" else _DTYPES[stored]
+        flat = canonical[offset : offset + size].view(kind)
+        if section[0] == "b":
+            views[section] = flat
+            continue
+        matrix = flat.view(shape_of(site, section))
+        views[section] = matrix.T if site.transposed else matrix
+    return views
+
+
+def empty_builder(options: Any) -> Any:
+    """A `StoreBuilder` with the user's settings."""
+    return _core.StoreBuilder(
+        chunk_bytes=chunk_bytes(options), verify=options.verify, direct=options.direct
+    )
+
+
+def chunk_bytes(options: Any) -> int:
+    """`OffloadOptions.chunk_bytes` as a number."""
+    return int(_core.parse_size(options.chunk_bytes)[1])
+
+
+def _natural_shape(site: ExpertSite, section: str) -> tuple[int, ...]:
+    rows, columns = shape_of(site, section)
+    if section[0] == "b":
+        return (columns,)
+    return (columns, rows) if site.transposed else (rows, columns)

@@ -55,11 +55,7 @@ struct StoreCounters {
   std::uint64_t memory_bytes = 0;    ///< copied from adopted memory
 };
 
-/// One unit of reading: a file range (or memory) that is read at once and scattered into a slot.
-/// Opaque to everybody but `ExpertStore::read`.
-struct ReadChunk;
-
-/// Working memory of one I/O thread: an aligned bounce buffer that grows to the largest chunk.
+/// Working memory of one I/O thread: an aligned bounce buffer (store/io_scratch.h).
 class IoScratch;
 
 /// Every expert's bytes at rest: ranges of pack files, of checkpoint shards, or of adopted memory.
@@ -71,10 +67,10 @@ class IoScratch;
 class ExpertStore {
  public:
   struct Options {
-    std::size_t chunk_bytes = kMiB;  ///< largest read, 4096 … 4 MiB; never above one expert
+    std::size_t chunk_bytes = kMiB;  ///< largest read, a multiple of 4096, at most 4 MiB
     Verify verify = Verify::kFirst;
-    bool direct = true;              ///< try O_DIRECT; false: buffered, not counted as degradation
-    std::uint64_t read_rate = 0;     ///< bytes/s token bucket for benchmarks; 0: none
+    bool direct = true;           ///< try O_DIRECT; false: buffered, not counted as degradation
+    std::uint64_t read_rate = 0;  ///< bytes/s token bucket for benchmarks; 0: none
   };
 
   ~ExpertStore();
@@ -97,6 +93,9 @@ class ExpertStore {
   /// this call adds to `StoreCounters::bytes_read`, also when it throws.
   void read(ExpertKey key, std::int32_t chunk, std::byte* slot, IoScratch& scratch,
             std::uint64_t* bytes_read = nullptr) const;
+
+  /// The largest read, alignment included: what an I/O thread's scratch must hold. 0: no files.
+  [[nodiscard]] std::size_t largest_read_bytes() const;
 
   /// The expert's canonical sections where they lie in adopted memory, if all of them are there,
   /// canonical and 64-byte aligned: such an expert needs no slot when all are resident.
@@ -124,25 +123,31 @@ class ExpertStore {
 /// Collects files, layers and pieces; `build` proves that every expert is covered exactly once.
 class ExpertStoreBuilder {
  public:
+  /// Errors: ConfigError on a chunk size that cannot work.
   explicit ExpertStoreBuilder(ExpertStore::Options options);
   ~ExpertStoreBuilder();
+  ExpertStoreBuilder(const ExpertStoreBuilder&) = delete;
+  ExpertStoreBuilder& operator=(const ExpertStoreBuilder&) = delete;
 
   /// Opens a file for reading. Errors: IoError.
   FileIdx add_file(const std::string& path);
+  /// Errors: CheckpointError on sizes that are not positive or overflow.
   LayerIdx add_layer(StoredLayer layer);
   void add_piece(ExpertKey key, const Piece& piece);
   /// Slots are filled by O_DIRECT straight from aligned pieces (packs): pad them to 4096.
   void set_direct_slots(bool direct_slots);
-  /// CRC-32C of the expert's padded extent, checked as Options::verify says.
+  /// CRC-32C of the expert's padded extent, checked as Options::verify says. The expert must be one
+  /// piece that covers it.
   void set_checksum(ExpertKey key, std::uint32_t crc32c);
   void set_description(std::string description);
 
-  /// Errors: CheckpointError naming layer, expert and the first gap, overlap or range outside of
-  /// its file.
+  /// Call once. Errors: CheckpointError naming layer, expert and the first gap, overlap or range
+  /// outside of its file.
   [[nodiscard]] std::shared_ptr<const ExpertStore> build();
 
  private:
-  std::unique_ptr<ExpertStore::Impl> impl_;
+  struct Pending;
+  std::unique_ptr<Pending> pending_;
 };
 
 }  // namespace sluice

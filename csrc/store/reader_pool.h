@@ -18,8 +18,8 @@ class ReaderPool {
  public:
   /// Runs on the reading thread when the chunk's bytes are in the slot, or with the error.
   /// `bytes_read`: what the chunk cost (`ExpertStore::read`), also when it failed.
-  using Done = std::function<void(std::uint64_t token, std::exception_ptr error,
-                                  std::uint64_t bytes_read)>;
+  using Done =
+      std::function<void(std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read)>;
 
   ReaderPool(std::shared_ptr<const ExpertStore> store, int num_threads, Done done);
   ~ReaderPool();

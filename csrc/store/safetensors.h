@@ -9,6 +9,8 @@
 
 namespace sluice {
 
+class ReadFile;
+
 /// One tensor of a safetensors file. `offset` counts from the start of the file.
 struct TensorInfo {
   std::string name;
@@ -34,6 +36,9 @@ inline constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
 /// overlap between tensors, an end other than the end of the file, trailing bytes.
 [[nodiscard]] SafetensorsHeader parse_safetensors_header(std::string_view header,
                                                          std::uint64_t file_bytes);
+
+/// The JSON of a file's header, read but not parsed. Errors: IoError, CheckpointError.
+[[nodiscard]] std::string read_safetensors_header_text(const ReadFile& file);
 
 /// Reads and parses the header of a file. Errors: IoError, CheckpointError (path in front).
 [[nodiscard]] SafetensorsHeader read_safetensors_header(const std::string& path);

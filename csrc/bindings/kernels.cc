@@ -7,13 +7,14 @@
 #include <vector>
 
 #include "base/log_ring.h"
-#include "bindings/bandwidth.h"
 #include "bindings/bindings.h"
 #include "bindings/torch_bridge.h"
 #include "cache/policy.h"
+#include "kernels/bandwidth.h"
 #include "kernels/cpu_isa.h"
 #include "kernels/expert_decode.h"
 #include "kernels/gate.h"
+#include "store/bandwidth.h"
 
 namespace sluice::bindings {
 namespace {
@@ -104,7 +105,12 @@ py::list drained_log() {
 }
 
 double memory_rate(std::uint64_t address, std::uint64_t nbytes, int repeats) {
-  return read_bandwidth({address_of(address, nbytes), nbytes}, repeats, *make_parallel());
+  return read_bandwidth(address_of(address, nbytes), nbytes, repeats, *make_parallel());
+}
+
+double disk_rate(const std::string& path, std::uint64_t offset, std::uint64_t nbytes,
+                 std::size_t chunk_bytes, int threads) {
+  return disk_bandwidth(path, offset, nbytes, chunk_bytes, threads);
 }
 
 }  // namespace
@@ -123,7 +129,7 @@ void bind_kernels(py::module_& m) {
         "One expert of the few-token kernel on raw pointers, for tests and micro-benchmarks.");
   m.def("read_bandwidth", &memory_rate, py::arg("address"), py::arg("nbytes"), py::arg("repeats"),
         WithoutGil(), "Bytes/s of the read loop over memory, all threads.");
-  m.def("disk_bandwidth", &disk_bandwidth, py::arg("path"), py::arg("offset"), py::arg("nbytes"),
+  m.def("disk_bandwidth", &disk_rate, py::arg("path"), py::arg("offset"), py::arg("nbytes"),
         py::arg("chunk_bytes"), py::arg("threads"), WithoutGil(),
         "Bytes/s of O_DIRECT reads of a file range, `threads` deep.");
 }

@@ -1,0 +1,213 @@
+"""What the user may set, in one frozen object that is checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from sluice import _core
+from sluice.errors import ConfigError
+
+BACKINGS = ("auto", "ram", "disk")
+VERIFICATIONS = ("first", "always", "never")
+MAX_IO_THREADS = 64
+CHUNK_RANGE = (4096, 4 << 20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffloadOptions:
+    """How much memory to spend on experts, and how they are kept and brought.
+
+    Nothing here changes a model's output but by name: results do not depend on the budget, the
+    policy or the timing.
+
+    Args:
+        device_memory: Bytes for resident experts, or a size: "12GiB", "6GB", "25%" of the slots of
+            all offloaded experts. No default: what fits is the user's to say. More holds more
+            experts, so fewer are read.
+        policy: Who leaves when a slot is needed: "lru", "decayed-lfu" (`"decayed-lfu:16"` sets the
+            half-life in steps), "static", "edge", "edge:printed". Default "decayed-lfu": routing
+            is skewed, and the skew drifts. Costs nothing measurable either way.
+        pack: Where packed experts come from. "auto" reads a pack beside the checkpoint, or one made
+            before, and makes one where weights need arithmetic first; "none" never makes one; a
+            path names one. A pack costs its size on disk, and reads without gaps.
+        offload_dir: Folder for files that sluice has to write. None: the cache folder that
+            `sluice doctor` names. It needs as much free disk as the experts take.
+        backing: What holds the experts of a model that is in memory already: "disk" spills them,
+            "ram" keeps them (counted, saves nothing), "auto" is "disk".
+        io_threads: Reads in flight on the disk. Default 4: most disks deliver their rate there.
+            Each more costs a bounce buffer of `chunk_bytes` + 8 KiB.
+        chunk_bytes: Largest single read, 4 KiB to 4 MiB. Default "1MiB": larger delays a demand
+            behind a guess, smaller costs rate.
+        verify: When a pack's checksums are compared: "first" read of each expert (default),
+            "always", or "never". Always costs one pass over each loaded byte.
+        direct: Read past the page cache (O_DIRECT). Default True: the cache would hold the experts
+            a second time. False leaves the memory budget to the kernel's mercy.
+        exclude: Regular expressions over the names of experts modules that stay as they are. What
+            they match stays resident, outside of the budget.
+        strict: Refuse a model of which some experts module is not supported. False leaves such
+            modules as they are, counted.
+        timeline: Record spans for `session.timeline(path)`, the newest 65,536 of them. Costs 3 MB
+            and about 0.1 us per span.
+
+    Raises:
+        ConfigError: A value that can never work; the message says what would.
+    """
+
+    device_memory: int | str | None = None
+    policy: str = "decayed-lfu"
+    pack: str = "auto"
+    offload_dir: str | None = None
+    backing: str = "auto"
+    io_threads: int = 4
+    chunk_bytes: int | str = "1MiB"
+    verify: str = "first"
+    direct: bool = True
+    exclude: tuple[str, ...] = ()
+    strict: bool = True
+    timeline: bool = True
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__  # the normal forms of paths and of a lone pattern
+        if self.offload_dir is not None:
+            set_field(self, "offload_dir", os.fspath(self.offload_dir))
+        set_field(self, "pack", _path(self.pack, "pack"))
+        set_field(self, "exclude", _patterns(self.exclude))
+        _check_device_memory(self.device_memory)
+        _check_policy(self.policy)
+        _check_choice("backing", self.backing, BACKINGS)
+        _check_choice("verify", self.verify, VERIFICATIONS)
+        _check_threads(self.io_threads)
+        self.chunk_bytes_as_int()
+        for name in ("direct", "strict", "timeline"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name}: got {getattr(self, name)!r}, expected True or False")
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> OffloadOptions:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: An unknown key, with the nearest name there is.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in fields:
+            if key not in known:
+                raise ConfigError(f"{key}: there is no such option{_nearest(key, known)}")
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON can hold them."""
+        fields = dataclasses.asdict(self)
+        fields["exclude"] = list(self.exclude)
+        return fields
+
+    def budget_bytes(self, total_slot_bytes: int) -> int:
+        """The budget in bytes, where a percentage is taken of `total_slot_bytes`."""
+        assert self.device_memory is not None  # refused when the options were made
+        kind, amount = _core.parse_size(self.device_memory)
+        if kind == "bytes":
+            return int(amount)
+        # As the decimal that was written: 30 % of ten slots is three, whatever 0.3 is in binary.
+        return int(total_slot_bytes * Fraction(amount).limit_denominator(10**9))
+
+    def chunk_bytes_as_int(self) -> int:
+        """`chunk_bytes` in bytes.
+
+        Raises:
+            ConfigError: It is no size, or outside of what a read may be.
+        """
+        least, most = CHUNK_RANGE
+        kind, amount = _size("chunk_bytes", self.chunk_bytes)
+        if kind != "bytes" or not least <= amount <= most:
+            raise ConfigError(
+                f"chunk_bytes: got {self.chunk_bytes!r}, expected {least} to {most} bytes"
+            )
+        return int(amount)
+
+
+def _size(name: str, value: object) -> tuple[str, float]:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ConfigError(f'{name}: got {value!r}, expected bytes or a size such as "6GiB"')
+    try:
+        return _core.parse_size(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def _check_device_memory(value: object) -> None:
+    if value is None:
+        raise ConfigError(
+            'device_memory: missing, and it has no default; pass bytes or a size, "12GiB" or '
+            '"25%" of the experts\' slots (`sluice plan` prints what a model needs)'
+        )
+    if isinstance(value, Mapping):
+        raise ConfigError(
+            "device_memory: got a mapping, but this build offloads to one device; pass one size"
+        )
+    kind, amount = _size("device_memory", value)
+    if amount <= 0 or (kind == "share" and amount > 1):
+        raise ConfigError(f'device_memory: got {value!r}, expected more than 0, at most "100%"')
+
+
+def _check_policy(value: object) -> None:
+    if isinstance(value, type):
+        raise ConfigError(
+            f"policy: got the class {value.__name__}, but live policies are named; a class of your "
+            "own runs in the simulator"
+        )
+    if not isinstance(value, str):
+        raise ConfigError(f"policy: got {value!r}, expected a name")
+    names = _core.policy_names()
+    families = {name.partition(":")[0] for name in names}
+    if value.partition(":")[0] not in families:
+        raise ConfigError(
+            f"policy: got {value!r}, expected one of {', '.join(names)}{_nearest(value, names)}"
+        )
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(
+            f"{name}: got {value!r}, expected one of {', '.join(choices)}"
+            f"{_nearest(str(value), choices)}"
+        )
+
+
+def _check_threads(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_IO_THREADS:
+        raise ConfigError(f"io_threads: got {value!r}, expected 1 to {MAX_IO_THREADS}")
+
+
+def _path(value: object, name: str) -> str:
+    try:
+        path = os.fspath(value)  # type: ignore[call-overload]
+    except TypeError:
+        path = None
+    if not isinstance(path, str) or not path:
+        raise ConfigError(f'{name}: got {value!r}, expected "auto", "none" or a path')
+    return path
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    given: Iterable[Any] = (value,) if isinstance(value, str) else value  # type: ignore[assignment]
+    try:
+        patterns = tuple(given)
+        for pattern in patterns:
+            re.compile(pattern)
+    except (TypeError, re.error) as error:
+        raise ConfigError(
+            f"exclude: got {value!r}, expected regular expressions: {error}"
+        ) from None
+    return patterns
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""

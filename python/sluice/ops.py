@@ -1,0 +1,176 @@
+"""Registers `torch.ops.sluice.experts_forward`.
+
+Two builds of one operator: `_ops` (C++, no GIL from entry to exit), bound here to `_core`; where
+the package was built without torch, or SLUICE_NO_OPS=1, a twin in Python over the same core, whose
+matrix products come back to Python. Both have the schema and the fake kernel below.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sluice import _core
+from sluice.errors import ConfigError, UnsupportedModelError
+
+SCHEMA = (
+    "experts_forward(int handle, int layer, Tensor hidden, Tensor ids, Tensor weights) -> Tensor"
+)
+_NO_GRADIENT = (
+    "experts offloaded by sluice have no gradient; use torch.no_grad() or sluice.restore(model)"
+)
+
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
+
+_lock = threading.Lock()
+_build: str | None = None
+_libraries: list[torch.library.Library] = []  # an operator lives as long as its library
+
+
+def load() -> str:
+    """Registers the operator, once per process.
+
+    Returns:
+        "native" or "python".
+
+    Raises:
+        ConfigError: `_ops` is there and this torch cannot load it.
+    """
+    global _build  # noqa: PLW0603
+    with _lock:
+        if _build is None:
+            path = _native_path()
+            if path is None:
+                register_twin("sluice")
+                _core.set_python_gemm(gemm)
+                _build = "python"
+            else:
+                _load_native(path)
+                _build = "native"
+            register_fake("sluice")
+        return _build
+
+
+def register_twin(namespace: str) -> None:
+    """Defines the operator in Python under `namespace`."""
+    library = torch.library.Library(namespace, "DEF")
+    library.define(SCHEMA)
+    library.impl("experts_forward", experts_forward, "CPU")
+    _libraries.append(library)
+
+
+def register_fake(namespace: str) -> None:
+    """Tells the compiler what the operator returns."""
+
+    @torch.library.register_fake(f"{namespace}::experts_forward")
+    def _(  # pyright: ignore[reportUnusedFunction]
+        handle: int, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        return hidden.new_empty(hidden.shape)
+
+
+def experts_forward(
+    handle: int, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """The twin: the checks and the call of `_ops`, in Python.
+
+    Shapes: hidden `[T, H]`, ids and weights `[T, K]` → `[T, H]`.
+    """
+    _check(hidden, ids, weights)
+    out = hidden.new_empty(hidden.shape)
+    dense = [tensor.contiguous() for tensor in (hidden, ids, weights)]
+    _core.forward(
+        handle,
+        layer,
+        hidden.shape[0],
+        ids.shape[1],
+        hidden.shape[1],
+        _DTYPES[hidden.dtype],
+        _DTYPES[weights.dtype],
+        *(tensor.data_ptr() for tensor in dense),
+        out.data_ptr(),
+    )
+    return out
+
+
+class NoGradient(torch.autograd.Function):
+    """A forward whose output may be looked at, and whose backward raises by name."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        run: Callable[..., torch.Tensor],
+        layer: int,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """`run(layer, hidden, ids, weights)`."""
+        return run(layer, hidden, ids, weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        """Raises UnsupportedModelError."""
+        raise UnsupportedModelError(_NO_GRADIENT)
+
+
+def gemm(  # noqa: PLR0917: as the core calls it
+    dtype: str, m: int, n: int, k: int, a: int, b: int, c: int, ldc: int
+) -> None:
+    """c[m, n] = a[m, k] · b[n, k]^T on raw addresses; rows of c are `ldc` apart."""
+    kind = _TORCH_DTYPES[dtype]
+    out = _wrap(c, (m - 1) * ldc + n, kind).as_strided((m, n), (ldc, 1))
+    with torch.no_grad():
+        torch.mm(_wrap(a, m * k, kind).view(m, k), _wrap(b, n * k, kind).view(n, k).t(), out=out)
+
+
+def _wrap(address: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """Memory that somebody else owns, as a flat tensor."""
+    memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
+    return torch.frombuffer(memory, dtype=dtype)
+
+
+def _check(hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
+    def refuse(name: str, got: Any, expected: str) -> RuntimeError:
+        return RuntimeError(f"sluice::experts_forward: {name}: got {got}, expected {expected}")
+
+    if hidden.dim() != 2:
+        raise refuse("hidden", list(hidden.shape), "[T, H]")
+    if ids.dim() != 2 or ids.shape[0] != hidden.shape[0]:
+        raise refuse("ids", list(ids.shape), f"[{hidden.shape[0]}, K]")
+    if weights.shape != ids.shape:
+        raise refuse("weights", list(weights.shape), str(list(ids.shape)))
+    for name, tensor in (("hidden", hidden), ("weights", weights)):
+        if tensor.dtype not in _DTYPES:
+            raise refuse(name, tensor.dtype, "float32, bfloat16 or float16")
+    if ids.dtype != torch.int64:
+        raise refuse("ids", ids.dtype, "int64")
+    if any(tensor.device.type != "cpu" for tensor in (hidden, ids, weights)):
+        raise refuse("tensors", hidden.device, "every tensor on the CPU")
+
+
+def _native_path() -> str | None:
+    """Where `_ops` lies. By its spec: an editable install keeps it away from the sources."""
+    if os.environ.get("SLUICE_NO_OPS") == "1":
+        return None
+    spec = importlib.util.find_spec("sluice._ops")
+    return spec.origin if spec is not None else None
+
+
+def _load_native(path: str) -> None:
+    try:
+        torch.ops.load_library(path)
+        table = torch.ops.sluice.bind(_core.core_table())
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"_ops: torch {torch.__version__} cannot load {path}: {error}; reinstall sluice with "
+            "--no-build-isolation beside this torch, or set SLUICE_NO_OPS=1"
+        ) from error
+    _core.set_torch_table(table)

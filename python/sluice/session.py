@@ -1,0 +1,263 @@
+"""A session: experts of one store in one budget of memory, and everything a caller asks of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+from sluice import _core, log
+from sluice.config import OffloadOptions
+from sluice.errors import SluiceError
+from sluice.report import report_text
+from sluice.stats import Stats
+from sluice.timeline import write_chrome_trace
+
+if TYPE_CHECKING:
+    import torch
+
+_CALLBACKS = ("gate_callback", "post_callback")
+OPERATOR_FAILED = "sluice::experts_forward failed"
+"""Begins the text of the RuntimeError behind which `_core.take_error` has the real one."""
+
+
+class Session:
+    """Runs MoE layers over the experts of a store, within `options.device_memory`.
+
+    Knows no model: a layer is its position in the store, its gate and its tensors. Also a context
+    manager, whose end closes it.
+
+    Args:
+        store: Where the experts lie.
+        options: How much memory to spend, and on what.
+        layers: One dict per layer of the store: name, kind, interleaved, alpha, limit,
+            gate_callback and post_callback (functions on raw addresses as `_core.Session` calls
+            them, or None). The session holds callbacks, the core holds them weakly: a callback may
+            refer to a model that refers to the session.
+
+    Attributes:
+        handle: What `torch.ops.sluice.experts_forward` takes.
+        store: As given.
+        options: As given.
+        budget_bytes: `device_memory` in bytes.
+
+    Raises:
+        CapacityError: The budget is below one slot per size class; the message names budgets that
+            work.
+        ConfigError: Layers that do not fit the store.
+
+    Thread safety: every member; forwards are serialised.
+    """
+
+    def __init__(
+        self, store: _core.Store, options: OffloadOptions, layers: Sequence[Mapping[str, Any]]
+    ) -> None:
+        import torch  # needed from here on, and not before
+
+        from sluice import ops
+
+        log.configure()
+        self.store = store
+        self.options = options
+        self.budget_bytes = options.budget_bytes(store.total_slot_bytes)
+        self._layer_names = [str(layer.get("name", "")) for layer in layers]
+        self._callbacks = {
+            (index, key): layer[key]
+            for index, layer in enumerate(layers)
+            for key in _CALLBACKS
+            if layer.get(key) is not None
+        }
+        self._notes: Counter[str] = Counter()
+        self._hooks: list[Callable[[], object]] = []
+        self._close_lock = threading.RLock()
+        self._closing = False
+        self._pid = os.getpid()
+        if ops.load() == "python":
+            self.note("python_operator")
+        self._torch = torch
+        self._operator = torch.ops.sluice.experts_forward.default
+        self._without_gradient = ops.NoGradient.apply
+        self._core = _core.Session(
+            store,
+            device_memory=self.budget_bytes,
+            policy=options.policy,
+            io_threads=options.io_threads,
+            timeline=options.timeline,
+            gates=[self._gate(index, layer) for index, layer in enumerate(layers)],
+        )
+        self.handle = self._core.handle
+        self._end = weakref.finalize(self, _end, self._core, self._layer_names)
+
+    def experts_forward(
+        self, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """The weighted sum of each token's experts.
+
+        Ids outside of the layer's experts contribute zero. Where autograd is on and would record
+        the call, the output carries a node whose backward raises.
+
+        Raises:
+            SluiceError: The session is closed, or was opened by the process this one was forked
+                from.
+            IoError: A read failed; the session stays usable.
+            Exception: Whatever a gate's callback, or Ctrl-C, raised meanwhile.
+
+        Shapes: hidden `[T, H]`, ids `[T, K]` int64, weights `[T, K]` → `[T, H]`.
+        """
+        torch = self._torch
+        if torch.compiler.is_compiling():
+            return self._operator(self.handle, layer, hidden, ids, weights)
+        if torch.is_grad_enabled() and (hidden.requires_grad or weights.requires_grad):
+            return self._without_gradient(self._forward, layer, hidden, ids, weights)
+        return self._forward(layer, hidden, ids, weights)
+
+    def stats(self) -> Stats:
+        """The session's counters now; subtract two snapshots for what happened between them."""
+        log.pull()
+        stats = Stats.from_core(self._core.stats())
+        for name, count in self._notes.items():
+            stats.degradations[name] = stats.degradations.get(name, 0) + count
+        return stats
+
+    def report(self) -> str:
+        """The same for a person: budget, slots, hits, bytes by reason, waiting, degradations."""
+        classes = cast("list[dict[str, Any]]", self.plan()["classes"])
+        return report_text(self.stats(), classes, self.store.description, self.options.policy)
+
+    def plan(self) -> dict[str, Any]:
+        """What the budget bought: budget_bytes, slab_bytes, classes, class_of_layer."""
+        return self._core.plan()
+
+    def timeline(self, path: str | os.PathLike[str]) -> None:
+        """Writes the newest spans as a Chrome trace, for Perfetto or chrome://tracing."""
+        write_chrome_trace(path, self._core.timeline(), self._layer_names)
+
+    def residency(self) -> list[list[tuple[str, int, int, int]]]:
+        """Per size class, per slot: ("empty" | "loading" | "ready", layer, expert, leases)."""
+        return self._core.residency()
+
+    def hint(self, hints: Iterable[tuple[int, int, float, float]]) -> None:
+        """Guesses what comes next: (layer, expert, probability, seconds until worthless).
+
+        May be dropped, late or wrong: results never depend on it.
+        """
+        self._core.hint(list(hints))
+
+    def note(self, name: str, count: int = 1) -> None:
+        """Counts a degradation that the core cannot see."""
+        self._notes[name] += count
+
+    def read_expert(self, layer: int, expert: int, address: int, nbytes: int) -> None:
+        """Copies one expert's canonical bytes to an address."""
+        self._core.read_expert(layer, expert, address, nbytes)
+
+    def drain(self) -> None:
+        """Waits until nothing is in flight; hints are cancelled."""
+        self._core.drain()
+
+    def add_close_hook(self, hook: Callable[[], object]) -> None:
+        """Has `hook` called once, before the session closes; the last one added goes first."""
+        self._hooks.append(hook)
+
+    def close(self) -> None:
+        """Runs the hooks, lets running calls finish, joins threads and returns every byte.
+
+        Idempotent. A hook that raises keeps the session open, so that nothing is lost: mend the
+        cause and close again. In a forked child it does nothing.
+        """
+        if os.getpid() != self._pid:
+            return
+        with self._close_lock:
+            if self._closing:  # a hook that closes: its caller does
+                return
+            self._closing = True
+            try:
+                while self._hooks:
+                    hook = self._hooks.pop()
+                    try:
+                        hook()
+                    except BaseException:
+                        self._hooks.append(hook)
+                        raise
+                self._end()
+            finally:
+                self._closing = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has run."""
+        return self._core.closed
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.budget_bytes} bytes, {self.options.policy}"
+        return f"<sluice.Session {self.handle} over {self.store.description}: {state}>"
+
+    def _forward(
+        self, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        if os.getpid() != self._pid:  # before torch, whose own threads did not survive the fork
+            raise self._inherited()
+        try:
+            return self._operator(self.handle, layer, hidden, ids, weights)
+        except RuntimeError as error:
+            cause = _core.take_error(self.handle) if OPERATOR_FAILED in str(error) else None
+            if cause is None:
+                raise
+        log.pull()
+        raise cause
+
+    def _inherited(self) -> BaseException:
+        return _core.take_error(self.handle) or SluiceError(
+            f"session opened in process {self._pid}; make a new one here"
+        )
+
+    def _gate(self, index: int, layer: Mapping[str, Any]) -> dict[str, Any]:
+        gate = {key: layer[key] for key in ("kind", "interleaved", "alpha", "limit")}
+        owner = weakref.ref(self)
+        for key in _CALLBACKS:
+            known = (index, key) in self._callbacks
+            gate[key] = _weakly(owner, (index, key)) if known else None
+        return gate
+
+
+def _weakly(owner: weakref.ref[Session], key: tuple[int, str]) -> Callable[..., None]:
+    def call(*args: Any) -> None:
+        session = owner()
+        if session is None:
+            raise SluiceError("session closed: nobody holds it any more")
+        session._callbacks[key](*args)  # pyright: ignore[reportPrivateUsage]
+
+    return call
+
+
+def _end(core: _core.Session, layer_names: Sequence[str]) -> None:
+    """Closes the core, and writes SLUICE_TRACE's timeline; at exit and when dropped, too."""
+    path = os.environ.get("SLUICE_TRACE")
+    if path and not core.closed:
+        target = Path(path)
+        if core.handle > 1:  # one file per session
+            target = target.with_name(f"{target.stem}.{core.handle}{target.suffix}")
+        with contextlib.suppress(SluiceError):  # in a forked child: not its session
+            try:
+                write_chrome_trace(target, core.timeline(), layer_names)
+            except OSError as error:
+                log.LOGGER.error("SLUICE_TRACE: cannot write %s: %s", target, error)
+    core.close()
+    log.pull()

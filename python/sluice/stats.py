@@ -1,0 +1,116 @@
+"""The numbers of a session."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_GAUGES = frozenset(
+    {
+        "resident_bytes",
+        "peak_resident_bytes",
+        "budget_bytes",
+        "slab_bytes",
+        "workspace_bytes",
+        "host_bytes",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Exact counters since the session was made, and what it holds now.
+
+    `requests == hits + late + misses`, per call of a layer and distinct expert, however many waves
+    the call took. `later - earlier` is what happened between two snapshots; what is held now
+    (`resident_bytes`, `peak_resident_bytes`, `budget_bytes`, `slab_bytes`, `workspace_bytes`,
+    `host_bytes`) is that of the later one.
+
+    Args:
+        forwards: Calls of MoE layers.
+        tokens: Tokens over those calls.
+        requests: Experts asked for.
+        hits: Ready when the layer asked.
+        late: On their way by a hint when the layer asked.
+        misses: Neither.
+        waves: Rounds through the slots; one per call that fits.
+        evictions: Experts that left their slot.
+        hints: Guesses given.
+        hints_dropped: Guesses refused, expired or cancelled.
+        bytes_read: Physical bytes from the disk: the sum of the four reasons.
+        bytes_read_demand: …because a layer waited for them.
+        bytes_read_hint_used: …by a guess that came true.
+        bytes_read_hint_wasted: …by a guess that did not.
+        bytes_read_hint_pending: …by a guess that nobody has asked for yet.
+        stall_s: The caller waited for bytes.
+        demand_s: Demands were in flight (first submission to last landing, summed over calls).
+        compute_s: The caller spent in kernels, GEMM and combine.
+        generic_gate_calls: Calls of a gate that has no kernel.
+        resident_bytes: Slots that hold an expert or wait for one.
+        peak_resident_bytes: The most that was.
+        budget_bytes: What `device_memory` allows.
+        slab_bytes: Allocated for slots; never above the budget.
+        workspace_bytes: Bounce buffers and scratch, beside the budget.
+        host_bytes: Experts of an adopted model that stay in RAM, beside the budget.
+        degradations: What works less well than it could: name → times.
+
+    Units: bytes and seconds.
+    """
+
+    forwards: int = 0
+    tokens: int = 0
+    requests: int = 0
+    hits: int = 0
+    late: int = 0
+    misses: int = 0
+    waves: int = 0
+    evictions: int = 0
+    hints: int = 0
+    hints_dropped: int = 0
+    bytes_read: int = 0
+    bytes_read_demand: int = 0
+    bytes_read_hint_used: int = 0
+    bytes_read_hint_wasted: int = 0
+    bytes_read_hint_pending: int = 0
+    stall_s: float = 0.0
+    demand_s: float = 0.0
+    compute_s: float = 0.0
+    generic_gate_calls: int = 0
+    resident_bytes: int = 0
+    peak_resident_bytes: int = 0
+    budget_bytes: int = 0
+    slab_bytes: int = 0
+    workspace_bytes: int = 0
+    host_bytes: int = 0
+    degradations: dict[str, int] = field(default_factory=dict[str, int])
+
+    @classmethod
+    def from_core(cls, fields: Mapping[str, Any]) -> Stats:
+        """The core's snapshot, with its nanoseconds as seconds."""
+        values = dict(fields)
+        for name in ("stall", "demand", "compute"):
+            values[f"{name}_s"] = values.pop(f"{name}_ns") * 1e-9
+        return cls(**values)
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits over requests; 1.0 where nothing was asked for."""
+        return self.hits / self.requests if self.requests else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and the hit rate, as JSON can hold them."""
+        return {**dataclasses.asdict(self), "hit_rate": self.hit_rate}
+
+    def __sub__(self, earlier: Stats) -> Stats:
+        values: dict[str, Any] = {}
+        for entry in dataclasses.fields(self):
+            name = entry.name
+            now, then = getattr(self, name), getattr(earlier, name)
+            if name == "degradations":
+                counts = {key: count - then.get(key, 0) for key, count in now.items()}
+                values[name] = {key: count for key, count in counts.items() if count}
+            else:
+                values[name] = now if name in _GAUGES else now - then
+        return Stats(**values)

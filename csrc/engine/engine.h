@@ -22,11 +22,12 @@
 
 namespace sluice {
 
-/// The user's settings, mirrored field by field by `sluice.config.OffloadOptions` (a test compares).
+/// The user's settings, mirrored field by field by `sluice.config.OffloadOptions` (a test
+/// compares).
 struct EngineOptions {
   std::uint64_t device_memory = 0;  ///< bytes for resident experts
   std::string policy = "decayed-lfu";
-  int io_threads = 4;               ///< chunks in flight on the disk
+  int io_threads = 4;  ///< chunks in flight on the disk
   bool timeline = true;
 };
 
@@ -48,11 +49,11 @@ struct ForwardArgs {
   std::int64_t num_tokens = 0;  // T
   std::int64_t top_k = 0;       // K
   DType activations = DType::kF32;
-  DType weights_dtype = DType::kF32;      // of the routing weights
-  const void* hidden = nullptr;           // [T, H]
+  DType weights_dtype = DType::kF32;         // of the routing weights
+  const void* hidden = nullptr;              // [T, H]
   const std::int64_t* expert_ids = nullptr;  // [T, K]; ids ≥ E (or < 0) contribute zero
-  const void* weights = nullptr;          // [T, K]
-  void* out = nullptr;                    // [T, H]
+  const void* weights = nullptr;             // [T, K]
+  void* out = nullptr;                       // [T, H]
 };
 
 /// The conversation between store, transfer engine, slot cache and kernels: one session.
@@ -70,13 +71,16 @@ class Engine {
   struct Parts {
     std::shared_ptr<const ExpertStore> store;
     std::unique_ptr<Device> device;
-    std::unique_ptr<Link> link;          ///< null: a reader pool over the store
+    std::unique_ptr<Link> link;             ///< null: a reader pool over the store
     std::unique_ptr<ParallelFor> parallel;  ///< null: serial
-    std::shared_ptr<const Clock> clock;  ///< null: the steady clock
-    GemmFn gemm = nullptr;               ///< null: the reference GEMM
+    std::shared_ptr<const Clock> clock;     ///< null: the steady clock
+    GemmFn gemm = nullptr;                  ///< null: the reference GEMM
     void* gemm_context = nullptr;
     /// Asked every 50 ms of a stall on the caller's thread; true ends the forward (Ctrl-C).
     std::function<bool()> interrupted;
+    /// For a link without threads: called, without a lock, where a call would wait for bytes; makes
+    /// some land (stepped device, link model). `interrupted` is then asked each time.
+    std::function<void()> drive;
   };
 
   Engine(EngineOptions options, Parts parts, std::vector<LayerSpec> layers);

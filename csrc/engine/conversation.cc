@@ -1,0 +1,460 @@
+#include "engine/conversation.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+
+namespace sluice {
+namespace {
+
+constexpr StreamHandle kComputeStream{};
+
+void release_event(Device& device, EventHandle& event) {
+  if (event != EventHandle{}) device.release(event);
+  event = {};
+}
+
+PolicyShape shape_of(const ExpertStore& store) {
+  PolicyShape shape{.num_layers = store.num_layers(), .max_experts = 0};
+  for (std::int32_t l = 0; l < shape.num_layers; ++l) {
+    shape.max_experts = std::max(shape.max_experts, store.layer(LayerIdx{l}).num_experts);
+  }
+  return shape;
+}
+
+}  // namespace
+
+class Conversation::StoreChunks final : public ChunkSource {
+ public:
+  explicit StoreChunks(const ExpertStore& store) : store_(store) {}
+  [[nodiscard]] std::int32_t num_chunks(ExpertKey key) const override {
+    return store_.num_chunks(key);
+  }
+  [[nodiscard]] std::size_t chunk_bytes(ExpertKey key, std::int32_t chunk) const override {
+    return store_.chunk_bytes(key, chunk);
+  }
+
+ private:
+  const ExpertStore& store_;
+};
+
+Conversation::Conversation(std::shared_ptr<const ExpertStore> store, Device& device,
+                           std::unique_ptr<Link> link, const Clock& clock, std::string_view policy,
+                           const MemoryPlan& plan, Timeline& timeline, std::function<void()> drive)
+    : store_(std::move(store)),
+      device_(device),
+      clock_(clock),
+      timeline_(timeline),
+      drive_(std::move(drive)),
+      link_(std::move(link)),
+      chunks_(std::make_unique<StoreChunks>(*store_)),
+      class_of_layer_(plan.class_of_layer) {
+  const PolicyShape shape = shape_of(*store_);
+  for (const SizeClass& size_class : plan.classes) {
+    pools_.push_back(size_class.num_slots == 0
+                         ? nullptr
+                         : std::make_unique<SlotPool>(size_class.slot_bytes, size_class.num_slots,
+                                                      make_policy(policy, shape), device));
+  }
+  for (std::int32_t l = 0; l < shape.num_layers; ++l) {
+    slot_of_.emplace_back(static_cast<std::size_t>(store_->layer(LayerIdx{l}).num_experts), -1);
+  }
+  landings_.reserve(static_cast<std::size_t>(shape.max_experts));
+  stats_.budget_bytes = plan.budget_bytes;
+  stats_.slab_bytes = plan.slab_bytes;
+  transfer_ = std::make_unique<TransferEngine>(
+      *chunks_, *link_,
+      [this](const LoadRequest& request, TicketState state, const std::exception_ptr& error,
+             std::uint64_t bytes_read) {
+        try {
+          finished(request, state, error, bytes_read);
+        } catch (...) {
+          const MutexLock lock(mu_);
+          broken_ = std::current_exception();
+          ++epoch_;
+          ended_.notify_all();
+        }
+      });
+  link_->set_landed(
+      [this](std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read) {
+        const Nanos now = clock_.now();
+        transfer_->landed(token, std::move(error), bytes_read, now);
+        transfer_->step(now);
+      });
+}
+
+Conversation::~Conversation() { link_->close(); }
+
+SlotPool& Conversation::pool_of(LayerIdx layer) const {
+  const auto idx = class_of_layer_[static_cast<std::size_t>(to_int(layer))];
+  return *pools_[static_cast<std::size_t>(idx)];
+}
+
+std::int32_t& Conversation::slot_of_locked(ExpertKey key) {
+  return slot_of_[static_cast<std::size_t>(to_int(key.layer))]
+                 [static_cast<std::size_t>(to_int(key.expert))];
+}
+
+std::int32_t Conversation::num_slots(LayerIdx layer) const {
+  return pool_of(layer).cache.num_slots();
+}
+
+bool Conversation::has_empty_slot(LayerIdx layer) const {
+  const MutexLock lock(mu_);
+  const SlotPool& pool = pool_of(layer);
+  return pool.occupied < pool.cache.num_slots();
+}
+
+void Conversation::begin_call(LayerIdx layer, std::span<const ExpertIdx> experts,
+                              std::span<const std::int32_t> needs, std::span<Grant> grants,
+                              std::span<Judgement> judged) {
+  const MutexLock lock(mu_);
+  if (layer <= layer_) ++step_;
+  layer_ = layer;
+  ++call_;
+  call_waves_ = 1;
+  first_demand_ = 0;
+  last_landing_ = 0;
+  if (experts.empty()) return;
+  SlotPool& pool = pool_of(layer);
+  pool.cache.touch({.step = step_, .layer = layer, .experts = experts});
+  stats_.requests += static_cast<std::int64_t>(experts.size());
+  for (std::size_t i = 0; i < experts.size(); ++i) {
+    const ExpertKey key{layer, experts[i]};
+    const std::int32_t slot = slot_of_locked(key);
+    if (slot < 0) {
+      judged[i] = Judgement::kMiss;
+      ++stats_.misses;
+      ++unplaced_;
+    } else if (pool.record(SlotIdx{slot}).loading) {
+      judged[i] = Judgement::kLate;
+      ++stats_.late;
+      join_locked(key, pool.record(SlotIdx{slot}), needs[i]);
+    } else {
+      judged[i] = Judgement::kHit;
+      ++stats_.hits;
+      ask_for_locked(pool.record(SlotIdx{slot}));
+      grants[i] = grant_locked(pool, *pool.cache.find(key));
+    }
+  }
+}
+
+Grant Conversation::grant_locked(SlotPool& pool, SlotLease lease) {
+  SlotRecord& record = pool.record(lease.slot());
+  if (record.call != call_) {
+    record.call = call_;
+    record.wave = 1;
+  }
+  const SlotIdx slot = lease.slot();
+  return {.lease = std::move(lease), .data = pool.address(slot), .ready = record.ready};
+}
+
+// A guess comes true: its bytes change their name.
+void Conversation::ask_for_locked(SlotRecord& record) {
+  if (!record.by_hint || record.asked) return;
+  record.asked = true;
+  if (record.loading) {
+    --hints_in_flight_;
+  } else {
+    stats_.bytes_read_hint_pending -= record.bytes_read;
+    stats_.bytes_read_hint_used += record.bytes_read;
+  }
+}
+
+void Conversation::join_locked(ExpertKey key, SlotRecord& record, std::int32_t need) {
+  ask_for_locked(record);
+  record.waiter = need;
+  record.cancelled = false;
+  record.priority = Priority::kDemand;
+  if (first_demand_ == 0) first_demand_ = clock_.now();
+  transfer_->promote(key, Priority::kDemand);
+}
+
+Conversation::Placed Conversation::place(ExpertKey key, std::int32_t need,
+                                         std::optional<SlotIdx> pinned_to) {
+  const MutexLock lock(mu_);
+  SlotPool& pool = pool_of(key.layer);
+  if (const std::int32_t held = slot_of_locked(key); held >= 0) {
+    SlotRecord& record = pool.record(SlotIdx{held});
+    --unplaced_;
+    if (record.loading) {
+      join_locked(key, record, need);
+      return {.what = Placement::kJoined, .slot = SlotIdx{held}, .was_empty = false, .grant = {}};
+    }
+    ask_for_locked(record);
+    return {.what = Placement::kReady,
+            .slot = SlotIdx{held},
+            .was_empty = false,
+            .grant = grant_locked(pool, *pool.cache.find(key))};
+  }
+  // The slot of its last load is free already, but the transfer engine has not forgotten it yet: a
+  // load submitted now would share that ticket and never start.
+  if (transfer_->find(key))
+    return {.what = Placement::kNotYet, .slot = {}, .was_empty = false, .grant = {}};
+
+  const auto begun = pool.cache.begin_load(key, SlotCache::Purpose::kDemand, pinned_to);
+  if (const Refusal* refusal = std::get_if<Refusal>(&begun)) {
+    require<InternalError>(*refusal == Refusal::kLeased, [&] {
+      return "demand: got refusal " + std::to_string(static_cast<int>(*refusal)) +
+             " of an expert that holds no slot, expected kLeased";
+    });
+    return {.what = Placement::kNoSlot, .slot = {}, .was_empty = false, .grant = {}};
+  }
+  --unplaced_;
+  const SlotIdx slot = std::get<SlotIdx>(begun);
+  const bool was_empty = !pool.record(slot).occupied;
+  if (first_demand_ == 0) first_demand_ = clock_.now();
+  submit_locked(pool, slot, {.key = key, .priority = Priority::kDemand}, need);
+  return {.what = Placement::kStarted, .slot = slot, .was_empty = was_empty, .grant = {}};
+}
+
+// The cache has just given `slot` to the request's expert.
+void Conversation::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest& request,
+                                 std::int32_t need) {
+  SlotRecord& record = pool.record(slot);
+  if (record.occupied) {
+    ++stats_.evictions;
+    vacate_locked(pool, record);
+  }
+  const std::int32_t wave = need < 0 || record.call != call_ ? 1 : record.wave + 1;
+  if (need >= 0) call_waves_ = std::max(call_waves_, wave);
+  LoadRequest load = request;
+  load.slot = pool.address(slot);
+  load.last_use = std::exchange(record.last_use, {});
+  record = {.key = load.key,
+            .occupied = true,
+            .loading = true,
+            .by_hint = load.priority != Priority::kDemand,
+            .waiter = need,
+            .priority = load.priority,
+            .probability = load.probability,
+            .deadline = load.deadline,
+            .submitted_at = clock_.now(),
+            .call = need < 0 ? record.call : call_,
+            .wave = need < 0 ? record.wave : wave};
+  slot_of_locked(load.key) = to_int(slot);
+  ++pool.occupied;
+  ++loads_in_flight_;
+  if (record.by_hint) ++hints_in_flight_;
+  stats_.resident_bytes += pool.slot_bytes;
+  stats_.peak_resident_bytes = std::max(stats_.peak_resident_bytes, stats_.resident_bytes);
+  (void)transfer_->submit(load, record.submitted_at);
+}
+
+// An expert leaves its slot: evicted, or its load came to nothing.
+void Conversation::vacate_locked(SlotPool& pool, SlotRecord& record) {
+  if (record.by_hint && !record.asked && !record.loading) {
+    stats_.bytes_read_hint_pending -= record.bytes_read;
+    stats_.bytes_read_hint_wasted += record.bytes_read;
+  }
+  slot_of_locked(record.key) = -1;
+  record.occupied = false;
+  record.loading = false;
+  release_event(device_, record.ready);
+  --pool.occupied;
+  stats_.resident_bytes -= pool.slot_bytes;
+}
+
+void Conversation::account_locked(const SlotRecord& record, TicketState state,
+                                  std::uint64_t bytes_read) {
+  stats_.bytes_read += bytes_read;
+  if (!record.by_hint) {
+    stats_.bytes_read_demand += bytes_read;
+  } else if (record.asked) {
+    stats_.bytes_read_hint_used += bytes_read;
+  } else if (state == TicketState::kDone) {
+    stats_.bytes_read_hint_pending += bytes_read;
+  } else {
+    stats_.bytes_read_hint_wasted += bytes_read;
+    ++stats_.hints_dropped;
+  }
+}
+
+void Conversation::finished(const LoadRequest& request, TicketState state,
+                            const std::exception_ptr& error, std::uint64_t bytes_read) {
+  const MutexLock lock(mu_);
+  const Nanos now = clock_.now();
+  SlotPool& pool = pool_of(request.key.layer);
+  const SlotIdx slot{slot_of_locked(request.key)};
+  require<InternalError>(to_int(slot) >= 0 && pool.record(slot).loading, [&] {
+    return "finished: got expert (" + std::to_string(to_int(request.key.layer)) + ", " +
+           std::to_string(to_int(request.key.expert)) + "), expected one that is loading";
+  });
+  SlotRecord& record = pool.record(slot);
+  EventHandle last_use = request.last_use;
+  release_event(device_, last_use);
+  --loads_in_flight_;
+  if (record.by_hint && !record.asked) --hints_in_flight_;
+  account_locked(record, state, bytes_read);
+  timeline_.add({.kind = record.by_hint ? SpanKind::kLoadHint : SpanKind::kLoadDemand,
+                 .begin = record.submitted_at,
+                 .end = now,
+                 .key = request.key,
+                 .bytes = bytes_read,
+                 .tokens = 0});
+  const std::int32_t waiter = std::exchange(record.waiter, -1);
+  if (state == TicketState::kDone) {
+    pool.cache.finish_load(request.key);
+    record.loading = false;
+    record.bytes_read = bytes_read;
+    record.ready = device_.record(device_.copy_stream());
+  } else {
+    pool.cache.fail_load(request.key);
+    vacate_locked(pool, record);
+  }
+  if (waiter >= 0) {
+    last_landing_ = now;
+    Landing landing{.need = waiter, .state = state, .grant = {}, .error = error};
+    if (state == TicketState::kDone) {
+      landing.grant = grant_locked(pool, *pool.cache.find(request.key));
+    } else {
+      ++unplaced_;
+    }
+    landings_.push_back(std::move(landing));
+  }
+  feed_hints_locked();
+  ++epoch_;
+  ended_.notify_all();
+}
+
+void Conversation::take_landings(std::vector<Landing>& landings) {
+  const MutexLock lock(mu_);
+  std::move(landings_.begin(), landings_.end(), std::back_inserter(landings));
+  landings_.clear();
+}
+
+std::uint64_t Conversation::epoch() const {
+  const MutexLock lock(mu_);
+  return epoch_;
+}
+
+bool Conversation::may_end(std::uint64_t seen) const {
+  const MutexLock lock(mu_);
+  return loads_in_flight_ > 0 || epoch_ != seen;
+}
+
+void Conversation::wait(std::uint64_t seen, std::chrono::nanoseconds slice) {
+  {
+    const MutexLock lock(mu_);
+    if (broken_) std::rethrow_exception(broken_);
+    if (epoch_ != seen) return;
+    if (!drive_) {
+      ended_.wait_for(mu_, slice);
+      return;
+    }
+  }
+  drive_();
+}
+
+void Conversation::give_back(Grant& grant, LayerIdx layer) {
+  {
+    const MutexLock lock(mu_);
+    SlotRecord& record = pool_of(layer).record(grant.lease.slot());
+    release_event(device_, record.last_use);
+    record.last_use = device_.record(kComputeStream);
+  }
+  grant = {};
+}
+
+void Conversation::finish_call_locked(const CallReport& report) {
+  unplaced_ = 0;
+  ++stats_.forwards;
+  stats_.tokens += report.num_tokens;
+  stats_.requests += report.in_place_hits;
+  stats_.hits += report.in_place_hits;
+  stats_.waves += call_waves_;
+  stats_.stall_ns += report.stall_ns;
+  stats_.compute_ns += report.compute_ns;
+  stats_.generic_gate_calls += report.generic_gate_calls;
+  if (first_demand_ != 0 && last_landing_ > first_demand_) {
+    stats_.demand_ns += last_landing_ - first_demand_;
+  }
+  feed_hints_locked();
+}
+
+void Conversation::end_call(const CallReport& report) {
+  {
+    const MutexLock lock(mu_);
+    if (!report.streamed && call_waves_ > 1) ++waves_at_decode_;
+    finish_call_locked(report);
+  }
+  step();
+}
+
+void Conversation::abandon_call(const CallReport& report) {
+  std::vector<Landing> dropped;  // their leases end outside of the lock
+  std::vector<ExpertKey> loads;
+  {
+    const MutexLock lock(mu_);
+    for (const auto& pool : pools_) {
+      if (!pool) continue;
+      for (SlotRecord& record : pool->records) {
+        if (record.waiter < 0) continue;
+        record.waiter = -1;
+        record.cancelled = true;
+        loads.push_back(record.key);
+      }
+    }
+    dropped.swap(landings_);
+    landings_.reserve(dropped.capacity());
+    finish_call_locked(report);
+  }
+  for (const ExpertKey key : loads) transfer_->cancel(key, true);
+  step();
+}
+
+Nanos Conversation::step() { return transfer_->step(clock_.now()); }
+
+EngineStats Conversation::stats() const {
+  const MutexLock lock(mu_);
+  EngineStats stats = stats_;
+  if (waves_at_decode_ > 0) stats.degradations["waves_at_decode"] = waves_at_decode_;
+  return stats;
+}
+
+std::vector<std::vector<SlotCache::SlotView>> Conversation::residency() const {
+  std::vector<std::vector<SlotCache::SlotView>> views;
+  for (const auto& pool : pools_) {
+    views.push_back(pool ? pool->cache.snapshot() : std::vector<SlotCache::SlotView>{});
+  }
+  return views;
+}
+
+void Conversation::wait_until_idle() {
+  for (;;) {
+    std::uint64_t seen = 0;
+    {
+      const MutexLock lock(mu_);
+      if (loads_in_flight_ == 0) return;
+      seen = epoch_;
+    }
+    step();
+    wait(seen, std::chrono::milliseconds(50));
+  }
+}
+
+void Conversation::close() {
+  {
+    const MutexLock lock(mu_);
+    paused_ = true;
+    stats_.hints_dropped += hints_.clear();
+  }
+  transfer_->cancel_all();
+  wait_until_idle();
+  link_->close();
+  const MutexLock lock(mu_);
+  for (const auto& pool : pools_) {
+    if (!pool) continue;
+    pool->cache.evict_all();
+    for (SlotRecord& record : pool->records) {
+      if (record.occupied) vacate_locked(*pool, record);
+      release_event(device_, record.last_use);
+    }
+    pool->slab = {};
+  }
+  stats_.slab_bytes = 0;
+}
+
+}  // namespace sluice

@@ -1,0 +1,235 @@
+#include "engine/engine.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "engine/compute.h"
+#include "engine/conversation.h"
+#include "engine/layer_run.h"
+#include "engine/turn.h"
+#include "store/io_scratch.h"
+#include "transfer/disk_link.h"
+
+namespace sluice {
+namespace {
+
+Engine::Parts with_defaults(Engine::Parts parts, const EngineOptions& options) {
+  require<ConfigError>(parts.store != nullptr, [] {
+    return std::string("engine: got no store, expected the experts' bytes");
+  });
+  require<ConfigError>(options.io_threads >= 1, [&] {
+    return "io_threads: got " + std::to_string(options.io_threads) + ", expected 1 or more";
+  });
+  if (!parts.device) parts.device = make_host_device();
+  if (!parts.link) parts.link = make_disk_link(parts.store, options.io_threads);
+  if (!parts.parallel) parts.parallel = std::make_unique<SerialFor>();
+  if (!parts.clock) parts.clock = std::make_shared<SteadyClock>();
+  if (parts.gemm == nullptr) parts.gemm = &reference_gemm;
+  return parts;
+}
+
+void check_layers(const ExpertStore& store, const std::vector<LayerSpec>& layers) {
+  require<ConfigError>(std::cmp_equal(layers.size(), store.num_layers()), [&] {
+    return "engine: got " + std::to_string(layers.size()) +
+           " layer specs, expected one for each of " + std::to_string(store.num_layers()) +
+           " stored layers";
+  });
+  for (std::int32_t l = 0; l < store.num_layers(); ++l) {
+    const LayerSpec& spec = layers[static_cast<std::size_t>(l)];
+    const StoredLayer& layer = store.layer(LayerIdx{l});
+    const bool generic = spec.gate.kind == GateKind::kGeneric;
+    require<ConfigError>(!generic || spec.gate_callback != nullptr, [&] {
+      return layer.name + ": got a generic gate without a callback, expected one to compute it";
+    });
+    require<ConfigError>(generic || is_gated(spec.gate.kind) == layer.layout.gated, [&] {
+      return layer.name + ": got the gate " + std::string(gate_name(spec.gate.kind)) + " over " +
+             (layer.layout.gated ? "gated" : "ungated") + " weights, expected both alike";
+    });
+  }
+}
+
+/// Experts that live in adopted memory need no slot when everything fits.
+bool fits_whole(const ExpertStore& store, std::uint64_t budget_bytes) {
+  return budget_bytes >= store.total_slot_bytes();
+}
+
+std::vector<LayerBytes> slot_demand(const ExpertStore& store, bool use_in_place) {
+  std::vector<LayerBytes> demand;
+  for (std::int32_t l = 0; l < store.num_layers(); ++l) {
+    const std::int32_t num_experts = store.layer(LayerIdx{l}).num_experts;
+    std::int32_t in_slots = 0;
+    for (std::int32_t e = 0; e < num_experts; ++e) {
+      if (!use_in_place || !store.in_place(make_key(l, e))) ++in_slots;
+    }
+    demand.push_back({.slot_bytes = store.slot_bytes(LayerIdx{l}), .num_experts = in_slots});
+  }
+  return demand;
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  Impl(EngineOptions engine_options, Parts engine_parts, std::vector<LayerSpec> layer_specs)
+      : options(std::move(engine_options)),
+        parts(with_defaults(std::move(engine_parts), options)),
+        layers(std::move(layer_specs)),
+        use_in_place(fits_whole(*parts.store, options.device_memory)),
+        plan(plan_memory(options.device_memory, slot_demand(*parts.store, use_in_place))),
+        timeline(options.timeline ? std::size_t{1} << 16 : 0),
+        conversation(parts.store, *parts.device, std::move(parts.link), *parts.clock,
+                     options.policy, plan, timeline, parts.drive),
+        compute(*parts.parallel, parts.gemm, parts.gemm_context),
+        run({.store = *parts.store,
+             .device = *parts.device,
+             .clock = *parts.clock,
+             .timeline = timeline,
+             .conversation = conversation,
+             .compute = compute,
+             .interrupted = parts.interrupted,
+             .use_in_place = use_in_place,
+             .asks_each_time = parts.drive != nullptr}) {
+    check_layers(*parts.store, layers);
+  }
+
+  [[nodiscard]] bool in_forked_child() const { return getpid() != owner_pid; }
+
+  const EngineOptions options;
+  Parts parts;
+  const std::vector<LayerSpec> layers;
+  const bool use_in_place;
+  const MemoryPlan plan;
+  Timeline timeline;
+  Conversation conversation;
+  ExpertCompute compute;
+  LayerRun run;
+  Turn turn;
+  std::atomic<bool> closed{false};
+  std::exception_ptr device_failure;  // of the turn: the first one, for good
+  const pid_t owner_pid = getpid();
+};
+
+Engine::Engine(EngineOptions options, Parts parts, std::vector<LayerSpec> layers)
+    : impl_(std::make_unique<Impl>(std::move(options), std::move(parts), std::move(layers))) {}
+
+// In a forked child the threads are gone and their locks may be held for ever: leave it all alone.
+Engine::~Engine() {
+  if (impl_->in_forked_child()) {
+    (void)impl_.release();
+    return;
+  }
+  try {
+    close();
+  } catch (...) {  // close has failed before; the parts still return what they own
+  }
+}
+
+namespace {
+
+void check_args(const ForwardArgs& args, const ExpertStore& store) {
+  require<ConfigError>(to_int(args.layer) >= 0 && to_int(args.layer) < store.num_layers(), [&] {
+    return "forward: got layer " + std::to_string(to_int(args.layer)) + ", expected one below " +
+           std::to_string(store.num_layers());
+  });
+  require<ConfigError>(args.num_tokens >= 0 && args.top_k >= 0, [&] {
+    return "forward: got " + std::to_string(args.num_tokens) + " tokens and " +
+           std::to_string(args.top_k) + " experts per token, expected none below zero";
+  });
+}
+
+}  // namespace
+
+void Engine::forward(const ForwardArgs& args) {
+  Impl& impl = *impl_;
+  require<Error>(!impl.in_forked_child(), [] {
+    return std::string(
+        "forward: the session was made before this process was forked; make one in the child");
+  });
+  check_args(args, *impl.parts.store);
+  const TurnGuard guard(impl.turn, "forward", impl.parts.interrupted);
+  require<Error>(!impl.closed, [] { return std::string("forward: session closed"); });
+  if (impl.device_failure) std::rethrow_exception(impl.device_failure);
+  const Nanos begin = impl.parts.clock->now();
+  try {
+    impl.run.run(args, impl.layers[static_cast<std::size_t>(to_int(args.layer))]);
+  } catch (const DeviceError&) {
+    impl.device_failure = std::current_exception();
+    throw;
+  }
+  impl.timeline.add({.kind = SpanKind::kForward,
+                     .begin = begin,
+                     .end = impl.parts.clock->now(),
+                     .key = {args.layer, ExpertIdx{-1}},
+                     .bytes = 0,
+                     .tokens = static_cast<std::int32_t>(args.num_tokens)});
+}
+
+void Engine::hint(std::span<const Hint> hints) {
+  if (!impl_->in_forked_child()) impl_->conversation.hint(hints);
+}
+
+Nanos Engine::step() { return impl_->in_forked_child() ? kNever : impl_->conversation.step(); }
+
+EngineStats Engine::stats() const {
+  const Impl& impl = *impl_;
+  EngineStats stats = impl.conversation.stats();
+  stats.workspace_bytes = impl.conversation.workspace_bytes() + impl.compute.workspace_bytes();
+  stats.host_bytes = impl.parts.store->host_bytes();
+  const StoreCounters counters = impl.parts.store->counters();
+  const auto degraded = [&](const char* name, std::uint64_t count) {
+    if (count > 0) stats.degradations[name] = static_cast<std::int64_t>(count);
+  };
+  degraded("buffered_reads", counters.buffered_reads);
+  degraded("retried_reads", counters.retried_reads);
+  return stats;
+}
+
+const MemoryPlan& Engine::plan() const noexcept { return impl_->plan; }
+const ExpertStore& Engine::store() const noexcept { return *impl_->parts.store; }
+const Timeline& Engine::timeline() const noexcept { return impl_->timeline; }
+
+std::vector<std::vector<SlotCache::SlotView>> Engine::residency() const {
+  return impl_->conversation.residency();
+}
+
+void Engine::drain() {
+  Impl& impl = *impl_;
+  if (impl.in_forked_child()) return;
+  const TurnGuard guard(impl.turn, "drain", nullptr);
+  if (!impl.closed) impl.conversation.drain();
+}
+
+void Engine::read_expert(ExpertKey key, std::span<std::byte> out) const {
+  const ExpertStore& store = *impl_->parts.store;
+  require<ConfigError>(
+      to_int(key.layer) >= 0 && to_int(key.layer) < store.num_layers() && to_int(key.expert) >= 0 &&
+          to_int(key.expert) < store.layer(key.layer).num_experts &&
+          out.size() == store.layer(key.layer).layout.bytes(),
+      [&] {
+        return "read_expert: got expert (" + std::to_string(to_int(key.layer)) + ", " +
+               std::to_string(to_int(key.expert)) + ") into " + std::to_string(out.size()) +
+               " bytes, expected a stored expert and its canonical size";
+      });
+  const AlignedBuffer slot(store.slot_bytes(key.layer));
+  IoScratch scratch;
+  for (std::int32_t chunk = 0; chunk < store.num_chunks(key); ++chunk) {
+    store.read(key, chunk, slot.data(), scratch);
+  }
+  std::memcpy(out.data(), slot.data(), out.size());
+}
+
+void Engine::close() {
+  Impl& impl = *impl_;
+  if (impl.in_forked_child()) return;
+  const TurnGuard guard(impl.turn, "close", nullptr);
+  if (impl.closed.exchange(true)) return;
+  impl.conversation.close();
+}
+
+}  // namespace sluice

@@ -1,0 +1,129 @@
+// The part of the conversation that concerns guesses: law 4 says that they never block and never
+// change results, so each of them may be refused here at any time.
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "engine/conversation.h"
+
+namespace sluice {
+namespace {
+
+/// Whether `a` should lose its slot before `b`: further ahead, then less probable, then later.
+bool is_less_valuable(const SlotRecord& a, const SlotRecord& b) {
+  if (a.priority != b.priority) return a.priority > b.priority;
+  if (a.probability != b.probability) return a.probability < b.probability;
+  return a.deadline > b.deadline;
+}
+
+}  // namespace
+
+void Conversation::hint(std::span<const Hint> hints) {
+  {
+    const MutexLock lock(mu_);
+    for (const Hint& hint : hints) {
+      ++stats_.hints;
+      const std::int32_t layer = to_int(hint.key.layer);
+      const std::int32_t expert = to_int(hint.key.expert);
+      const bool known = layer >= 0 && layer < store_->num_layers() && expert >= 0 &&
+                         expert < store_->layer(hint.key.layer).num_experts &&
+                         class_has_slots(hint.key.layer);
+      // A probability that is no number, or none at all, is no guess.
+      if (paused_ || !known || !(hint.probability > 0)) {
+        ++stats_.hints_dropped;
+      } else {
+        stats_.hints_dropped += hints_.push(hint);
+      }
+    }
+    feed_hints_locked();
+  }
+  step();
+}
+
+bool Conversation::class_has_slots(LayerIdx layer) const {
+  const auto idx = class_of_layer_[static_cast<std::size_t>(to_int(layer))];
+  return pools_[static_cast<std::size_t>(idx)] != nullptr;
+}
+
+void Conversation::feed_hints_locked() {
+  // At most half of what the link takes ahead; and a demand without a slot comes first.
+  const std::int32_t room = std::max(1, link_->depth() / 2);
+  const Nanos now = clock_.now();
+  while (!paused_ && unplaced_ == 0 && hints_in_flight_ < room) {
+    const std::optional<Hint> hint = hints_.pop();
+    if (!hint) return;
+    if (!take_hint_locked(*hint, now)) {
+      stats_.hints_dropped += hints_.push(*hint);
+      return;
+    }
+  }
+}
+
+bool Conversation::take_hint_locked(const Hint& hint, Nanos now) {
+  // Too late, here already, on its way, or just being reported: worth nothing.
+  if (hint.deadline <= now || slot_of_locked(hint.key) >= 0 || transfer_->find(hint.key)) {
+    ++stats_.hints_dropped;
+    return true;
+  }
+  SlotPool& pool = pool_of(hint.key.layer);
+  const auto begun = pool.cache.begin_load(hint.key, SlotCache::Purpose::kHint);
+  if (const Refusal* refusal = std::get_if<Refusal>(&begun)) {
+    if (*refusal == Refusal::kLeased) return false;
+    ++stats_.hints_dropped;
+    return true;
+  }
+  const std::int32_t num_layers = store_->num_layers();
+  const bool next = to_int(hint.key.layer) == (to_int(layer_) + 1) % num_layers;
+  submit_locked(pool, std::get<SlotIdx>(begun),
+                {.key = hint.key,
+                 .priority = next ? Priority::kNextLayer : Priority::kFurtherAhead,
+                 .probability = hint.probability,
+                 .deadline = hint.deadline},
+                -1);
+  return true;
+}
+
+bool Conversation::cancel_least_hint(LayerIdx layer, std::int32_t wanted) {
+  ExpertKey key{};
+  {
+    const MutexLock lock(mu_);
+    SlotRecord* least = nullptr;
+    std::int32_t ending = 0;
+    for (SlotRecord& record : pool_of(layer).records) {
+      if (!record.loading || !record.by_hint || record.asked) continue;
+      if (record.cancelled) {
+        ++ending;
+      } else if (least == nullptr || is_less_valuable(record, *least)) {
+        least = &record;
+      }
+    }
+    if (least == nullptr || ending >= wanted) return false;
+    least->cancelled = true;
+    key = least->key;
+  }
+  transfer_->cancel(key);
+  return true;
+}
+
+void Conversation::drain() {
+  std::vector<ExpertKey> loads;
+  {
+    const MutexLock lock(mu_);
+    paused_ = true;
+    stats_.hints_dropped += hints_.clear();
+    for (const auto& pool : pools_) {
+      if (!pool) continue;
+      for (SlotRecord& record : pool->records) {
+        if (!record.loading || record.waiter >= 0) continue;
+        record.cancelled = true;
+        loads.push_back(record.key);
+      }
+    }
+  }
+  for (const ExpertKey key : loads) transfer_->cancel(key);
+  wait_until_idle();
+  const MutexLock lock(mu_);
+  paused_ = false;
+}
+
+}  // namespace sluice

@@ -1,0 +1,347 @@
+#include "engine/layer_run.h"
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+
+namespace sluice {
+namespace {
+
+constexpr std::chrono::milliseconds kSlice{50};  // between two questions whether to stop
+constexpr std::chrono::milliseconds kSoon{1};
+constexpr StreamHandle kComputeStream{};
+
+ExpertWeights weights_at(const ExpertLayout& layout, const std::byte* slot) {
+  const auto bias = [&](std::size_t offset) {
+    return layout.has_bias ? reinterpret_cast<const float*>(slot + offset) : nullptr;
+  };
+  return {.w13 = slot,
+          .w2 = slot + layout.w2_offset(),
+          .b13 = bias(layout.b13_offset()),
+          .b2 = bias(layout.b2_offset())};
+}
+
+ExpertWeights weights_at(const ExpertStore::InPlace& in_place) {
+  return {.w13 = in_place.w13,
+          .w2 = in_place.w2,
+          .b13 = reinterpret_cast<const float*>(in_place.b13),
+          .b2 = reinterpret_cast<const float*>(in_place.b2)};
+}
+
+}  // namespace
+
+LayerRun::LayerRun(Parts parts) : parts_(std::move(parts)) {
+  std::size_t most = 0;
+  for (std::int32_t l = 0; l < parts_.store.num_layers(); ++l) {
+    most = std::max(most, static_cast<std::size_t>(parts_.store.layer(LayerIdx{l}).num_experts));
+  }
+  needs_.reserve(most);
+  unplaced_.reserve(most);
+  ready_.reserve(most);
+  batch_.reserve(most);
+  batch_needs_.reserve(most);
+  landings_.reserve(most);
+  slot_experts_.reserve(most);
+  grants_.reserve(most);
+  judged_.reserve(most);
+  ring_.reserve(most);
+}
+
+ExpertKey LayerRun::key_of(const Need& need) const {
+  return {args_->layer, ExpertIdx{need.group->expert}};
+}
+
+template <class Work>
+void LayerRun::timed(SpanKind kind, std::int32_t expert, std::int64_t tokens, Work work) {
+  const Nanos begin = parts_.clock.now();
+  work();
+  const Nanos end = parts_.clock.now();
+  (kind == SpanKind::kStall ? report_.stall_ns : report_.compute_ns) += end - begin;
+  parts_.timeline.add({.kind = kind,
+                       .begin = begin,
+                       .end = end,
+                       .key = {args_->layer, ExpertIdx{expert}},
+                       .bytes = 0,
+                       .tokens = static_cast<std::int32_t>(tokens)});
+}
+
+void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
+  args_ = &args;
+  layer_ = &parts_.store.layer(args.layer);
+  report_ = {.num_tokens = args.num_tokens};
+  asked_at_ = parts_.clock.now();
+  grouping_.assign(args, layer_->num_experts);
+  parts_.compute.begin(args, *layer_, spec, grouping_);
+  try {
+    open(args);
+    place_all();
+    while (num_computed_ < needs_.size()) {
+      collect();
+      if (!compute_ready()) stall();
+    }
+    timed(SpanKind::kCombine, -1, args.num_tokens, [&] { parts_.compute.combine_rows(); });
+  } catch (...) {
+    for (Need& each : needs_) {
+      if (each.grant.lease) parts_.conversation.give_back(each.grant, args.layer);
+    }
+    landings_.clear();
+    grants_.clear();
+    report_.generic_gate_calls = parts_.compute.generic_gate_calls();
+    parts_.conversation.abandon_call(report_);
+    throw;
+  }
+  report_.generic_gate_calls = parts_.compute.generic_gate_calls();
+  parts_.conversation.end_call(report_);
+}
+
+void LayerRun::open(const ForwardArgs& args) {
+  const auto groups = grouping_.groups();
+  needs_.clear();
+  unplaced_.clear();
+  ready_.clear();
+  ring_.clear();
+  landings_.clear();
+  slot_experts_.clear();
+  num_computed_ = 0;
+  retry_soon_ = false;
+  needs_.resize(groups.size());
+  batch_needs_.clear();  // for now: the needs that live in slots
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    needs_[i].group = &groups[i];
+    const auto in_place = parts_.use_in_place ? parts_.store.in_place(key_of(needs_[i]))
+                                              : std::optional<ExpertStore::InPlace>{};
+    if (in_place) {
+      needs_[i].weights = weights_at(*in_place);
+      needs_[i].state = Need::State::kReady;
+      ready_.push_back(static_cast<std::int32_t>(i));
+      ++report_.in_place_hits;
+    } else {
+      slot_experts_.push_back(ExpertIdx{groups[i].expert});
+      batch_needs_.push_back(static_cast<std::int32_t>(i));
+    }
+  }
+  grants_.clear();
+  grants_.resize(slot_experts_.size());
+  judged_.assign(slot_experts_.size(), Conversation::Judgement::kMiss);
+  parts_.conversation.begin_call(args.layer, slot_experts_, batch_needs_, grants_, judged_);
+  for (std::size_t i = 0; i < slot_experts_.size(); ++i) {
+    const std::int32_t idx = batch_needs_[i];
+    switch (judged_[i]) {
+      case Conversation::Judgement::kHit:
+        mark_ready(idx, std::move(grants_[i]));
+        break;
+      case Conversation::Judgement::kLate:
+        need(idx).state = Need::State::kLoading;
+        break;
+      case Conversation::Judgement::kMiss:
+        unplaced_.push_back(idx);
+        break;
+    }
+  }
+
+  const auto num_experts = static_cast<std::int64_t>(layer_->num_experts);
+  report_.streamed = 2 * static_cast<std::int64_t>(needs_.size()) > num_experts;
+  has_ring_ = false;
+  if (slot_experts_.empty()) return;
+  const std::int64_t num_slots = parts_.conversation.num_slots(args.layer);
+  has_ring_ = report_.streamed && 4 * num_slots >= num_experts;
+  ring_limit_ = static_cast<std::size_t>(std::max<std::int64_t>(2, (num_slots + 7) / 8));
+  ring_next_ = 0;
+  if (report_.streamed) {
+    std::stable_sort(unplaced_.begin(), unplaced_.end(), [&](std::int32_t a, std::int32_t b) {
+      return need(a).group->count > need(b).group->count;
+    });
+  }
+}
+
+void LayerRun::mark_ready(std::int32_t idx, Grant grant) {
+  Need& each = need(idx);
+  each.grant = std::move(grant);
+  each.slot = each.grant.lease.slot();
+  each.weights = weights_at(layer_->layout, each.grant.data);
+#if !defined(SLUICE_PLANT_I3)
+  parts_.device.wait(kComputeStream, each.grant.ready);
+#endif
+  each.state = Need::State::kReady;
+  ready_.push_back(idx);
+}
+
+void LayerRun::mark_computed(std::int32_t idx) {
+  Need& each = need(idx);
+  if (each.grant.lease) parts_.conversation.give_back(each.grant, args_->layer);
+  each.state = Need::State::kComputed;
+  ++num_computed_;
+}
+
+// Gives slots to misses, in order, as long as there are any.
+void LayerRun::place_all() {
+  retry_soon_ = false;
+  bool started = false;
+  std::size_t kept = 0;
+  bool full = false;
+  for (std::size_t i = 0; i < unplaced_.size(); ++i) {
+    const std::int32_t idx = unplaced_[i];
+    const auto remaining = static_cast<std::int32_t>(unplaced_.size() - i);
+    const auto placement = full ? Conversation::Placement::kNoSlot : place_one(idx, remaining);
+    if (placement == Conversation::Placement::kNoSlot) full = true;
+    if (placement == Conversation::Placement::kNotYet) retry_soon_ = true;
+    if (placement == Conversation::Placement::kNoSlot ||
+        placement == Conversation::Placement::kNotYet) {
+      unplaced_[kept++] = idx;
+    } else {
+      started = true;
+    }
+  }
+  unplaced_.resize(kept);
+  if (started) parts_.conversation.step();
+}
+
+Conversation::Placement LayerRun::place_one(std::int32_t idx, std::int32_t num_waiting) {
+  Conversation& conversation = parts_.conversation;
+  Need& each = need(idx);
+  for (;;) {
+    RingSlot* reused = nullptr;
+    if (has_ring_ && ring_.size() >= ring_limit_ && !conversation.has_empty_slot(args_->layer)) {
+      reused = idle_ring_slot();
+      if (reused == nullptr) return Conversation::Placement::kNoSlot;
+    }
+    Conversation::Placed placed =
+        conversation.place(key_of(each), idx, reused ? std::optional(reused->slot) : std::nullopt);
+    switch (placed.what) {
+      case Conversation::Placement::kReady:
+        mark_ready(idx, std::move(placed.grant));
+        break;
+      case Conversation::Placement::kStarted:
+        if (reused != nullptr) {
+          reused->need = idx;
+        } else if (has_ring_ && !placed.was_empty) {
+          ring_.push_back({.slot = placed.slot, .need = idx});
+        }
+        [[fallthrough]];
+      case Conversation::Placement::kJoined:
+        each.state = Need::State::kLoading;
+        each.slot = placed.slot;
+        break;
+      case Conversation::Placement::kNoSlot:
+        if (reused != nullptr) {  // somebody else holds it now: the ring may take another
+          ring_.erase(ring_.begin() + (reused - ring_.data()));
+          continue;
+        }
+        // Guesses make room for demands, one each.
+        if (conversation.cancel_least_hint(args_->layer, num_waiting)) continue;
+        break;
+      case Conversation::Placement::kNotYet:
+        break;
+    }
+    return placed.what;
+  }
+}
+
+// The next ring slot, in turn, whose expert this call is done with.
+LayerRun::RingSlot* LayerRun::idle_ring_slot() {
+  for (std::size_t i = 0; i < ring_.size(); ++i) {
+    RingSlot& candidate = ring_[(ring_next_ + i) % ring_.size()];
+    const Need& user = need(candidate.need);
+    const bool busy = user.slot == candidate.slot &&
+                      (user.state == Need::State::kLoading || user.state == Need::State::kReady);
+    if (busy) continue;
+    ring_next_ = (ring_next_ + i + 1) % ring_.size();
+    return &candidate;
+  }
+  return nullptr;
+}
+
+// Takes what has landed; ends the call with the first failure's own error.
+void LayerRun::collect() {
+  parts_.conversation.take_landings(landings_);
+  std::exception_ptr error;
+  bool again = false;
+  for (Landing& landing : landings_) {
+    if (landing.state == TicketState::kDone) {
+      mark_ready(landing.need, std::move(landing.grant));
+    } else {
+      // A guess was cancelled just before this call joined it: its expert is a miss after all.
+      need(landing.need).state = Need::State::kUnplaced;
+      unplaced_.push_back(landing.need);
+      again = true;
+      if (landing.state == TicketState::kFailed && !error) error = landing.error;
+    }
+  }
+  landings_.clear();
+  if (error) std::rethrow_exception(error);
+  if (again || (!unplaced_.empty() && retry_soon_)) place_all();
+}
+
+// Everything that is ready: few-token experts at once, the others one by one, so that slots come
+// free early. False when nothing was.
+bool LayerRun::compute_ready() {
+  if (ready_.empty()) return false;
+  batch_.clear();
+  batch_needs_.clear();
+  std::int64_t rows = 0;
+  std::size_t others = 0;
+  for (const std::int32_t idx : ready_) {
+    const Need& each = need(idx);
+    if (parts_.compute.takes_few_path(*each.group)) {
+      batch_.push_back({.group = each.group, .weights = each.weights});
+      batch_needs_.push_back(idx);
+      rows += each.group->count;
+    } else {
+      ready_[others++] = idx;
+    }
+  }
+  ready_.resize(others);
+  if (!batch_.empty()) {
+    const std::int32_t expert = batch_.size() == 1 ? batch_.front().group->expert : -1;
+    timed(SpanKind::kCompute, expert, rows, [&] { parts_.compute.few(batch_); });
+    for (const std::int32_t idx : batch_needs_) mark_computed(idx);
+    if (!unplaced_.empty()) place_all();
+  } else {
+    const std::int32_t idx = ready_.front();
+    ready_.erase(ready_.begin());
+    compute_many(idx);
+    if (!unplaced_.empty()) place_all();
+  }
+  return true;
+}
+
+void LayerRun::compute_many(std::int32_t idx) {
+  const Need& each = need(idx);
+  timed(SpanKind::kCompute, each.group->expert, each.group->count,
+        [&] { parts_.compute.many({.group = each.group, .weights = each.weights}); });
+  mark_computed(idx);
+}
+
+// Nothing is ready: waits until a load ends, and asks now and then whether to stop.
+void LayerRun::stall() {
+  Conversation& conversation = parts_.conversation;
+  timed(SpanKind::kStall, -1, 0, [&] {
+    for (;;) {
+      const std::uint64_t seen = conversation.epoch();
+      collect();
+      if (!ready_.empty()) return;
+      if (!unplaced_.empty()) place_all();
+      require<InternalError>(conversation.may_end(seen) || retry_soon_ || !ready_.empty(), [&] {
+        return "forward of " + layer_->name + ": " + std::to_string(unplaced_.size()) +
+               " experts got no slot while nothing was in flight, expected "
+               "slots to come free; are leases held outside of the call?";
+      });
+      if (!ready_.empty()) return;
+      conversation.step();
+      conversation.wait(seen, retry_soon_ ? kSoon : kSlice);
+      const Nanos now = parts_.clock.now();
+      if (!parts_.asks_each_time && now - asked_at_ < std::chrono::nanoseconds(kSlice).count()) {
+        continue;
+      }
+      asked_at_ = now;
+      if (parts_.interrupted && parts_.interrupted()) {
+        throw Interrupted("forward of " + layer_->name + ": interrupted while waiting for bytes");
+      }
+    }
+  });
+}
+
+}  // namespace sluice

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <string>
+#include <thread>
+
+#include "base/error.h"
+#include "base/mutex.h"
+
+namespace sluice {
+
+/// One caller at a time, without holding a lock while it works: callbacks of a call may ask for
+/// statistics, and a thread that would wait for its own turn is told so.
+///
+/// Thread safety: all members.
+class Turn {
+ public:
+  /// Blocks until the turn is free; asks `interrupted` every 50 ms.
+  /// Errors: Error when this thread has the turn; Interrupted.
+  void take(const char* verb, const std::function<bool()>& interrupted) EXCLUDES(mu_) {
+    const MutexLock lock(mu_);
+    require<Error>(owner_ != std::this_thread::get_id(), [&] {
+      return std::string(verb) +
+             ": called from inside a forward of the same session, expected a call outside of its "
+             "callbacks";
+    });
+    while (owner_ != std::thread::id{}) {
+      free_.wait_for(mu_, std::chrono::milliseconds(50));
+      if (owner_ == std::thread::id{} || !interrupted) continue;
+      mu_.unlock();
+      const bool stop = interrupted();
+      mu_.lock();
+      if (stop) throw Interrupted(std::string(verb) + ": interrupted while another call runs");
+    }
+    owner_ = std::this_thread::get_id();
+  }
+  void give() EXCLUDES(mu_) {
+    const MutexLock lock(mu_);
+    owner_ = {};
+    free_.notify_one();
+  }
+
+ private:
+  Mutex mu_;
+  CondVar free_;
+  std::thread::id owner_ GUARDED_BY(mu_);
+};
+
+/// Holds the turn for a scope.
+class TurnGuard {
+ public:
+  TurnGuard(Turn& turn, const char* verb, const std::function<bool()>& interrupted) : turn_(turn) {
+    turn_.take(verb, interrupted);
+  }
+  ~TurnGuard() { turn_.give(); }
+  TurnGuard(const TurnGuard&) = delete;
+  TurnGuard& operator=(const TurnGuard&) = delete;
+
+ private:
+  Turn& turn_;
+};
+
+}  // namespace sluice

@@ -10,14 +10,15 @@
 namespace sluice {
 namespace {
 
-// Weight bytes of one item: large against the cost of a ticket, small against an expert.
-constexpr std::int64_t kTileBytes = 64 * 1024;
+// Weight bytes of one item: large against the ramp of its prefetches, small against an expert.
+constexpr std::int64_t kTileBytes = 256 * 1024;
 // Most channels (rows of w2) of one item; bounds the stack.
 constexpr std::int64_t kMaxTile = 64;
 // Weight bytes of a whole call below which one thread is faster than waking a second.
 constexpr std::int64_t kSerialBytes = 256 * 1024;
 
-/// How a phase is cut: every work has `tiles` items of `tile` outputs.
+/// How a phase is cut: every work has `tiles` items of `tile` outputs, whole steps each, so that an
+/// item packs its results alone.
 struct PhasePlan {
   std::int64_t outputs = 0;
   std::int64_t tile = 0;
@@ -25,8 +26,8 @@ struct PhasePlan {
 };
 
 PhasePlan plan_phase(std::int64_t outputs, std::int64_t bytes_per_output) {
-  const std::int64_t fit = kTileBytes / std::max<std::int64_t>(1, bytes_per_output) / 4 * 4;
-  const std::int64_t tile = std::clamp<std::int64_t>(fit, 4, kMaxTile);
+  const std::int64_t fit = kTileBytes / std::max<std::int64_t>(1, bytes_per_output);
+  const std::int64_t tile = std::clamp<std::int64_t>(fit / kStep * kStep, kStep, kMaxTile);
   return {.outputs = outputs, .tile = tile, .tiles = (outputs + tile - 1) / tile};
 }
 
@@ -35,7 +36,8 @@ struct Call {
   std::span<const ExpertWork> works;
   const ElementwiseKernels& elementwise;
   DotRowsFn dot_rows;
-  float* scratch;  // results of the gate [total tokens, I]
+  float* x;  // packed inputs [total tokens, packed H]
+  float* h;  // packed results of the gate [total tokens, packed I]
 
   /// Item: outputs [begin, begin + count) of `work`, whose first token is `token` of the call.
   template <class Item>
@@ -70,6 +72,16 @@ struct Call {
            static_cast<std::size_t>(index * columns) * element_bytes(problem.weights);
   }
 
+  void pack_inputs() const {
+    float* packed = x;
+    for (const ExpertWork& work : works) {
+      for (std::int64_t t = 0; t < work.num_tokens; ++t) {
+        pack_columns(problem.weights, work.inputs[t], problem.hidden, packed);
+        packed += packed_columns(problem.hidden);
+      }
+    }
+  }
+
   /// h[t, channels] = gate(w13 · x[t] + b13), rounded to the activations' type.
   void gate_up(const ExpertWork& work, std::int64_t token, std::int64_t channel,
                std::int64_t count) const {
@@ -78,13 +90,17 @@ struct Call {
     const std::int64_t hidden = problem.hidden;
     float products[kFewTokens][2 * kMaxTile];  // g, then u; or alternating
     float* out[kFewTokens];
+    const float* in[kFewTokens];
+    for (std::int64_t t = 0; t < work.num_tokens; ++t) {
+      in[t] = x + (token + t) * packed_columns(hidden);
+    }
     const auto dot = [&](std::int64_t first_row, std::int64_t num_rows, std::int64_t at) {
       for (std::int64_t t = 0; t < work.num_tokens; ++t) out[t] = products[t] + at;
       const float* b13 = work.weights.b13;
       dot_rows({.rows = row(work.weights.w13, first_row, hidden),
                 .num_rows = num_rows,
                 .columns = hidden,
-                .x = work.inputs,
+                .x = in,
                 .out = out,
                 .num_tokens = work.num_tokens,
                 .bias = b13 == nullptr ? nullptr : b13 + first_row});
@@ -96,30 +112,32 @@ struct Call {
       if (gated) dot(problem.intermediate + channel, count, count);
     }
     for (std::int64_t t = 0; t < work.num_tokens; ++t) {
-      float* h = scratch + (token + t) * problem.intermediate + channel;
-      apply_gate_row(elementwise, gate, products[t], h, count);
+      float values[kMaxTile];
+      apply_gate_row(elementwise, gate, products[t], values, count);
       if (problem.activations != DType::kF32) {
         std::uint16_t rounded[kMaxTile];
-        narrow(elementwise, problem.activations, h, rounded, count);
-        widen(elementwise, problem.activations, rounded, h, count);
+        narrow(elementwise, problem.activations, values, rounded, count);
+        widen(elementwise, problem.activations, rounded, values, count);
       }
+      pack_columns(problem.weights, values, count,
+                   h + (token + t) * packed_columns(problem.intermediate) + channel);
     }
   }
 
   /// outputs[t, rows] = w2 · h[t] + b2.
   void down(const ExpertWork& work, std::int64_t token, std::int64_t first_row,
             std::int64_t count) const {
-    const float* h[kFewTokens];
+    const float* in[kFewTokens];
     float* out[kFewTokens];
     for (std::int64_t t = 0; t < work.num_tokens; ++t) {
-      h[t] = scratch + (token + t) * problem.intermediate;
+      in[t] = h + (token + t) * packed_columns(problem.intermediate);
       out[t] = work.outputs[t] + first_row;
     }
     const float* b2 = work.weights.b2;
     dot_rows({.rows = row(work.weights.w2, first_row, problem.intermediate),
               .num_rows = count,
               .columns = problem.intermediate,
-              .x = h,
+              .x = in,
               .out = out,
               .num_tokens = work.num_tokens,
               .bias = b2 == nullptr ? nullptr : b2 + first_row});
@@ -140,18 +158,36 @@ void check(const ExpertDecodeProblem& problem, std::span<const ExpertWork> works
 
 }  // namespace
 
+void pack_columns(DType dtype, const float* in, std::int64_t columns, float* out) {
+  for (std::int64_t begin = 0; begin < columns; begin += kStep) {
+    float step[kStep] = {};
+    std::copy_n(in + begin, std::min(kStep, columns - begin), step);
+    if (dtype == DType::kBF16) {
+      for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+        out[begin + lane] = step[step_column(DType::kBF16, 0, lane)];
+        out[begin + kLanes + lane] = step[step_column(DType::kBF16, 1, lane)];
+      }
+    } else {
+      std::copy_n(step, kStep, out + begin);
+    }
+  }
+}
+
 std::int64_t expert_decode_scratch(const ExpertDecodeProblem& problem, std::int64_t total_tokens) {
-  return total_tokens * problem.intermediate;
+  return total_tokens * (packed_columns(problem.hidden) + packed_columns(problem.intermediate));
 }
 
 void expert_decode(CpuIsa isa, const ExpertDecodeProblem& problem,
                    std::span<const ExpertWork> works, float* scratch, ParallelFor& parallel) {
   check(problem, works);
+  std::int64_t total_tokens = 0;
+  for (const ExpertWork& work : works) total_tokens += work.num_tokens;
   const Call call{.problem = problem,
                   .works = works,
                   .elementwise = elementwise_kernels(isa),
                   .dot_rows = dot_kernels(isa).of(problem.weights),
-                  .scratch = scratch};
+                  .x = scratch,
+                  .h = scratch + total_tokens * packed_columns(problem.hidden)};
   const auto element = static_cast<std::int64_t>(element_bytes(problem.weights));
   const std::int64_t matrices = is_gated(problem.gate.kind) ? 2 : 1;
   const std::int64_t expert_bytes =
@@ -159,6 +195,7 @@ void expert_decode(CpuIsa isa, const ExpertDecodeProblem& problem,
   const bool small = static_cast<std::int64_t>(works.size()) * expert_bytes <= kSerialBytes;
   ParallelFor* threads = small || parallel.num_threads() == 1 ? nullptr : &parallel;
 
+  call.pack_inputs();
   call.run(plan_phase(problem.intermediate, matrices * problem.hidden * element), threads,
            [&](const ExpertWork& work, std::int64_t token, std::int64_t first, std::int64_t count) {
              call.gate_up(work, token, first, count);

@@ -45,10 +45,11 @@ struct ExpertDecodeProblem {
 /// outputs[t] = w2 · gate(w13 · inputs[t] + b13) + b2 for every work, memory-bound: each weight is
 /// read once, whatever the number of tokens. Allocates nothing.
 ///
-/// Numerics: weights widen to fp32 in registers; a dot product keeps 16 partial sums, sum l taking
-/// columns l, l + 16, … by fused multiply-add in ascending order, missing columns counting as
-/// zeros, folded by halves (8, 4, 2, 1); the bias is added last. So the bits of a row depend on its
-/// own weights and inputs alone: not on the tier, the number of threads, or the other works.
+/// Numerics: weights widen to fp32 in registers; a dot product keeps 16 partial sums by fused
+/// multiply-add in ascending order: sum l takes columns l, l + 16, … (bf16 weights: 2l, 2l + 1,
+/// 2l + 32, 2l + 33, …), missing columns up to a multiple of 32 counting as zeros, folded by halves
+/// (8, 4, 2, 1); the bias is added last. So the bits of a row depend on its own weights and inputs
+/// alone: not on the tier, the number of threads, or the other works.
 /// Thread safety: reentrant; `parallel` and `scratch` belong to the caller.
 void expert_decode(const ExpertDecodeProblem& problem, std::span<const ExpertWork> works,
                    float* scratch, ParallelFor& parallel);

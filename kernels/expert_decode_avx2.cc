@@ -1,11 +1,13 @@
 // Dot products of weight rows, AVX2 + FMA + F16C.
 //
-// Mapping: two ymm hold the 16 partial sums of one (row, token); rows and tokens that run together
-// are as many as 16 registers carry. Traffic and numerics as in expert_decode_avx512.cc.
+// Mapping: two ymm hold the 16 partial sums of one (row, token); as many rows run together as 16
+// registers carry. A step takes 32 columns, as 16 + 16 (fp32, fp16) or even + odd (bf16).
+// Traffic and numerics as in expert_decode_avx512.cc.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/tiers.h"
@@ -17,18 +19,27 @@
 namespace sluice {
 namespace {
 
-constexpr int kHalves = 2;  // registers per 16 lanes
+constexpr int kHalves = 2;                     // registers per 16 partial sums
+constexpr std::int64_t kPrefetchBytes = 4096;  // at least so far ahead, however short the rows
+
+/// The two turns of eight partial sums in one step.
+struct Turns {
+  __m256 first, second;
+};
 
 struct LoadF32 {
   using T = float;
-  SLUICE_TIER static __m256 eight(const T* p) { return _mm256_loadu_ps(p); }
+  SLUICE_TIER static Turns half(const T* p, int h) {
+    return {_mm256_loadu_ps(p + 8 * h), _mm256_loadu_ps(p + 16 + 8 * h)};
+  }
 };
 
 struct LoadBF16 {
   using T = std::uint16_t;
-  SLUICE_TIER static __m256 eight(const T* p) {
-    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  SLUICE_TIER static Turns half(const T* p, int h) {
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16 * h));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(v, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(~0xffff)))};
   }
 };
 
@@ -37,91 +48,99 @@ struct LoadF16 {
   SLUICE_TIER static __m256 eight(const T* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  SLUICE_TIER static Turns half(const T* p, int h) {
+    return {eight(p + 8 * h), eight(p + 16 + 8 * h)};
+  }
 };
 
-SLUICE_TIER float fold(__m256 low, __m256 high) {
-  const __m256 eight = _mm256_add_ps(low, high);
+SLUICE_TIER float fold(const __m256 (&sum)[kHalves]) {
+  const __m256 eight = _mm256_add_ps(sum[0], sum[1]);
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-/// One step of 16 columns: sum[r][t] += row r · x[t], rows `stride` elements apart.
+/// Fetches the lines of a step `ahead` bytes past `p`, be they ours or not: a prefetch never
+/// faults.
+template <class T>
+SLUICE_TIER void prefetch_step(const T* p, std::uintptr_t ahead) {
+  for (std::uintptr_t line = 0; line < kStep * sizeof(T); line += 64) {
+    const auto address = reinterpret_cast<std::uintptr_t>(p) + ahead + line;
+    _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T1);
+  }
+}
+
+/// One step of rows that lie `stride` elements apart.
 template <class Load, int kRows, int kTokens>
-SLUICE_TIER void dot_columns(const typename Load::T* rows, std::int64_t stride,
-                             const float* const (&x)[kTokens],
-                             __m256 (&sum)[kRows][kTokens][kHalves]) {
+SLUICE_TIER void add_step(const typename Load::T* rows, std::int64_t stride, const float* const* x,
+                          std::int64_t column, __m256 (&sum)[kRows][kTokens][kHalves]) {
   for (int h = 0; h < kHalves; ++h) {
-    __m256 w[kRows];
-    for (int r = 0; r < kRows; ++r) w[r] = Load::eight(rows + r * stride + 8 * h);
+    Turns w[kRows];
+    for (int r = 0; r < kRows; ++r) w[r] = Load::half(rows + r * stride, h);
     for (int t = 0; t < kTokens; ++t) {
-      const __m256 v = _mm256_loadu_ps(x[t] + 8 * h);
-      for (int r = 0; r < kRows; ++r) sum[r][t][h] = _mm256_fmadd_ps(w[r], v, sum[r][t][h]);
+      const __m256 first = _mm256_loadu_ps(x[t] + column + 8 * h);
+      const __m256 second = _mm256_loadu_ps(x[t] + column + kLanes + 8 * h);
+      for (int r = 0; r < kRows; ++r) {
+        sum[r][t][h] = _mm256_fmadd_ps(w[r].first, first, sum[r][t][h]);
+        sum[r][t][h] = _mm256_fmadd_ps(w[r].second, second, sum[r][t][h]);
+      }
     }
   }
 }
 
 template <class Load, int kRows, int kTokens>
-SLUICE_TIER void dot_step(const DotRowsArgs& args, std::int64_t row, std::int64_t token) {
+SLUICE_TIER void dot_block(const DotRowsArgs& args, std::int64_t row) {
   using T = typename Load::T;
   const std::int64_t columns = args.columns;
   const T* rows = static_cast<const T*>(args.rows) + row * columns;
+  const auto ahead = static_cast<std::uintptr_t>(std::max<std::int64_t>(
+      kRows * columns * static_cast<std::int64_t>(sizeof(T)), kPrefetchBytes));
+  const float* x[kTokens];
+  for (int t = 0; t < kTokens; ++t) x[t] = args.x[t];
   __m256 sum[kRows][kTokens][kHalves];
   for (int r = 0; r < kRows; ++r) {
     for (int t = 0; t < kTokens; ++t) sum[r][t][0] = sum[r][t][1] = _mm256_setzero_ps();
   }
-  const float* x[kTokens];
-  std::int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) {
-    for (int r = 0; r < kRows; ++r) {
-      _mm_prefetch(
-          reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(rows + r * columns + c) +
-                                        kRows * columns * sizeof(T)),
-          _MM_HINT_T0);
-    }
-    for (int t = 0; t < kTokens; ++t) x[t] = args.x[token + t] + c;
-    dot_columns<Load, kRows, kTokens>(rows + c, columns, x, sum);
+
+  std::int64_t column = 0;
+  for (; column + kStep <= columns; column += kStep) {
+    for (int r = 0; r < kRows; ++r) prefetch_step(rows + r * columns + column, ahead);
+    add_step<Load, kRows, kTokens>(rows + column, columns, x, column, sum);
   }
-  if (c < columns) {  // the last columns, with zeros behind them
-    const auto rest = static_cast<std::size_t>(columns - c);
-    T last_rows[kRows][kLanes] = {};
-    float last_x[kTokens][kLanes] = {};
+  if (column < columns) {
+    T last[kRows][kStep] = {};
     for (int r = 0; r < kRows; ++r) {
-      std::memcpy(last_rows[r], rows + r * columns + c, rest * sizeof(T));
+      std::memcpy(last[r], rows + r * columns + column,
+                  static_cast<std::size_t>(columns - column) * sizeof(T));
     }
-    for (int t = 0; t < kTokens; ++t) {
-      std::memcpy(last_x[t], args.x[token + t] + c, rest * sizeof(float));
-      x[t] = last_x[t];
-    }
-    dot_columns<Load, kRows, kTokens>(last_rows[0], kLanes, x, sum);
+    add_step<Load, kRows, kTokens>(last[0], kStep, x, column, sum);
   }
   for (int t = 0; t < kTokens; ++t) {
     for (int r = 0; r < kRows; ++r) {
-      const float value = fold(sum[r][t][0], sum[r][t][1]);
-      args.out[token + t][row + r] = args.bias == nullptr ? value : value + args.bias[row + r];
+      const float value = fold(sum[r][t]);
+      args.out[t][row + r] = args.bias == nullptr ? value : value + args.bias[row + r];
     }
   }
 }
 
 template <class Load, int kRows, int kTokens>
-SLUICE_TIER void dot_rows_of(const DotRowsArgs& args, std::int64_t token) {
+SLUICE_TIER void dot_rows_of(const DotRowsArgs& args) {
   std::int64_t row = 0;
-  for (; row + kRows <= args.num_rows; row += kRows)
-    dot_step<Load, kRows, kTokens>(args, row, token);
-  for (; row < args.num_rows; ++row) dot_step<Load, 1, kTokens>(args, row, token);
+  for (; row + kRows <= args.num_rows; row += kRows) dot_block<Load, kRows, kTokens>(args, row);
+  for (; row < args.num_rows; ++row) dot_block<Load, 1, kTokens>(args, row);
 }
 
 template <class Load>
 SLUICE_ENTRY void dot_rows(const DotRowsArgs& args) {
-  std::int64_t token = 0;
-  for (; token + 4 <= args.num_tokens; token += 4) dot_rows_of<Load, 1, 4>(args, token);
-  switch (args.num_tokens - token) {
-    case 3:
-      return dot_rows_of<Load, 2, 3>(args, token);
-    case 2:
-      return dot_rows_of<Load, 2, 2>(args, token);
+  switch (args.num_tokens) {
     case 1:
-      return dot_rows_of<Load, 4, 1>(args, token);
+      return dot_rows_of<Load, 2, 1>(args);
+    case 2:
+      return dot_rows_of<Load, 2, 2>(args);
+    case 3:
+      return dot_rows_of<Load, 1, 3>(args);
+    case 4:
+      return dot_rows_of<Load, 1, 4>(args);
     default:
       return;
   }

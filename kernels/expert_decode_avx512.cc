@@ -1,14 +1,18 @@
 // Dot products of weight rows, AVX-512.
 //
-// Mapping: one zmm holds the 16 partial sums of one (row, token). Four rows run together, so that
-// their chains of fused multiply-adds hide each other's latency and each activation is loaded once
-// for four rows.
-// Traffic: every weight once, 32 bytes (64 in fp32) per row and step; the activations of up to four
-// tokens stay in L1. The same column of the rows after these four is prefetched.
+// Mapping: one zmm holds the 16 partial sums of one (row, token). A step takes 32 columns of a row,
+// one line of bf16 or fp16, two of fp32. Two rows run together: their chains of multiply-adds hide
+// each other's latency and an activation is loaded once for both. More rows at once would be more
+// streams than the hardware prefetcher of an EPYC 9004 follows at the full rate.
+// Traffic: every weight once; the activations of up to four tokens stay in L1. The lines of the
+// next two rows are prefetched into L2: into L1 they wait for its few miss buffers, and the rate
+// falls by a quarter (tests/cpp/kernels/kernel_bench.cc).
 // Numerics: expert_decode.h; a missing column is a zero in both operands.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
+
+#include <algorithm>
 
 #include "kernels/tiers.h"
 
@@ -19,34 +23,51 @@
 namespace sluice {
 namespace {
 
+#ifndef KR
+constexpr int kRowsTogether = 2;
+#else
+constexpr int kRowsTogether = KR;
+#endif
+constexpr std::int64_t kPrefetchBytes = 4096;  // at least so far ahead, however short the rows
+
+/// The two turns of a step: what each type's 32 columns widen to.
+struct Turns {
+  __m512 first, second;
+};
+
 struct LoadF32 {
   using T = float;
-  SLUICE_TIER static __m512 all(const T* p) { return _mm512_loadu_ps(p); }
-  SLUICE_TIER static __m512 some(const T* p, __mmask16 mask) {
-    return _mm512_maskz_loadu_ps(mask, p);
+  SLUICE_TIER static Turns all(const T* p) { return {_mm512_loadu_ps(p), _mm512_loadu_ps(p + 16)}; }
+  SLUICE_TIER static Turns some(const T* p, __mmask32 mask) {
+    return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p),
+            _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), p + 16)};
   }
 };
 
 struct LoadBF16 {
   using T = std::uint16_t;
-  SLUICE_TIER static __m512 widen(__m256i v) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+  SLUICE_TIER static Turns widen(__m512i v) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(v, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(~0xffff)))};
   }
-  SLUICE_TIER static __m512 all(const T* p) {
-    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-  SLUICE_TIER static __m512 some(const T* p, __mmask16 mask) {
-    return widen(_mm256_maskz_loadu_epi16(mask, p));
+  SLUICE_TIER static Turns all(const T* p) { return widen(_mm512_loadu_si512(p)); }
+  SLUICE_TIER static Turns some(const T* p, __mmask32 mask) {
+    return widen(_mm512_maskz_loadu_epi16(mask, p));
   }
 };
 
 struct LoadF16 {
   using T = std::uint16_t;
-  SLUICE_TIER static __m512 all(const T* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  SLUICE_TIER static Turns widen(__m256i low, __m256i high) {
+    return {_mm512_cvtph_ps(low), _mm512_cvtph_ps(high)};
   }
-  SLUICE_TIER static __m512 some(const T* p, __mmask16 mask) {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
+  SLUICE_TIER static Turns all(const T* p) {
+    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+                 _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16)));
+  }
+  SLUICE_TIER static Turns some(const T* p, __mmask32 mask) {
+    return widen(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p),
+                 _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask >> 16), p + 16));
   }
 };
 
@@ -58,68 +79,84 @@ SLUICE_TIER float fold(__m512 lanes) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-template <class Load, int kRows, int kTokens>
-SLUICE_TIER void dot_block(const typename Load::T* rows, std::int64_t columns,
-                           const float* const* x, __m512 (&sum)[kRows][kTokens]) {
-  std::int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) {
-    __m512 w[kRows];
-    for (int r = 0; r < kRows; ++r) {
-      const auto* p = rows + r * columns + c;
-      w[r] = Load::all(p);
-      _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(p) +
-                                                 kRows * columns * sizeof(*p)),
-                   _MM_HINT_T0);
-    }
-    for (int t = 0; t < kTokens; ++t) {
-      const __m512 v = _mm512_loadu_ps(x[t] + c);
-      for (int r = 0; r < kRows; ++r) sum[r][t] = _mm512_fmadd_ps(w[r], v, sum[r][t]);
-    }
+/// Fetches the lines of a step `ahead` bytes past `p`, be they ours or not: a prefetch never
+/// faults.
+template <class T>
+SLUICE_TIER void prefetch_step(const T* p, std::uintptr_t ahead) {
+  for (std::uintptr_t line = 0; line < kStep * sizeof(T); line += 64) {
+    const auto address = reinterpret_cast<std::uintptr_t>(p) + ahead + line;
+    _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T1);
   }
-  if (c == columns) return;
-  const auto mask = static_cast<__mmask16>((1u << (columns - c)) - 1u);
+}
+
+template <int kRows, int kTokens>
+SLUICE_TIER void add_step(const Turns (&w)[kRows], const float* const* x, std::int64_t column,
+                          __m512 (&sum)[kRows][kTokens]) {
   for (int t = 0; t < kTokens; ++t) {
-    const __m512 v = _mm512_maskz_loadu_ps(mask, x[t] + c);
-    for (int r = 0; r < kRows; ++r) {
-      sum[r][t] = _mm512_fmadd_ps(Load::some(rows + r * columns + c, mask), v, sum[r][t]);
-    }
+    const __m512 first = _mm512_loadu_ps(x[t] + column);
+    const __m512 second = _mm512_loadu_ps(x[t] + column + kLanes);
+    for (int r = 0; r < kRows; ++r) sum[r][t] = _mm512_fmadd_ps(w[r].first, first, sum[r][t]);
+    for (int r = 0; r < kRows; ++r) sum[r][t] = _mm512_fmadd_ps(w[r].second, second, sum[r][t]);
   }
 }
 
 template <class Load, int kRows, int kTokens>
-SLUICE_TIER void dot_step(const DotRowsArgs& args, std::int64_t row, std::int64_t token) {
+SLUICE_TIER void dot_block(const DotRowsArgs& args, std::int64_t row) {
+  using T = typename Load::T;
+  const std::int64_t columns = args.columns;
+  const T* rows = static_cast<const T*>(args.rows) + row * columns;
+  const auto ahead = static_cast<std::uintptr_t>(std::max<std::int64_t>(
+      kRows * columns * static_cast<std::int64_t>(sizeof(T)), kPrefetchBytes));
+  const float* x[kTokens];
+  for (int t = 0; t < kTokens; ++t) x[t] = args.x[t];
   __m512 sum[kRows][kTokens];
   for (int r = 0; r < kRows; ++r) {
     for (int t = 0; t < kTokens; ++t) sum[r][t] = _mm512_setzero_ps();
   }
-  const auto* rows = static_cast<const typename Load::T*>(args.rows) + row * args.columns;
-  dot_block<Load, kRows, kTokens>(rows, args.columns, args.x + token, sum);
+
+  Turns w[kRows];
+  std::int64_t column = 0;
+  for (; column + kStep <= columns; column += kStep) {
+    for (int r = 0; r < kRows; ++r) {
+      const T* p = rows + r * columns + column;
+      prefetch_step(p, ahead);
+      w[r] = Load::all(p);
+    }
+    add_step<kRows, kTokens>(w, x, column, sum);
+  }
+  if (column < columns) {
+    const auto mask = static_cast<__mmask32>((std::uint64_t{1} << (columns - column)) - 1);
+    for (int r = 0; r < kRows; ++r) w[r] = Load::some(rows + r * columns + column, mask);
+    add_step<kRows, kTokens>(w, x, column, sum);
+  }
   for (int t = 0; t < kTokens; ++t) {
     for (int r = 0; r < kRows; ++r) {
       const float value = fold(sum[r][t]);
-      args.out[token + t][row + r] = args.bias == nullptr ? value : value + args.bias[row + r];
+      args.out[t][row + r] = args.bias == nullptr ? value : value + args.bias[row + r];
     }
   }
 }
 
 template <class Load, int kTokens>
-SLUICE_TIER void dot_rows_of(const DotRowsArgs& args, std::int64_t token) {
+SLUICE_TIER void dot_rows_of(const DotRowsArgs& args) {
   std::int64_t row = 0;
-  for (; row + 4 <= args.num_rows; row += 4) dot_step<Load, 4, kTokens>(args, row, token);
-  for (; row < args.num_rows; ++row) dot_step<Load, 1, kTokens>(args, row, token);
+  for (; row + kRowsTogether <= args.num_rows; row += kRowsTogether) {
+    dot_block<Load, kRowsTogether, kTokens>(args, row);
+  }
+  for (; row < args.num_rows; ++row) dot_block<Load, 1, kTokens>(args, row);
 }
 
 template <class Load>
 SLUICE_ENTRY void dot_rows(const DotRowsArgs& args) {
-  std::int64_t token = 0;
-  for (; token + 4 <= args.num_tokens; token += 4) dot_rows_of<Load, 4>(args, token);
-  switch (args.num_tokens - token) {
-    case 3:
-      return dot_rows_of<Load, 3>(args, token);
-    case 2:
-      return dot_rows_of<Load, 2>(args, token);
+  switch (args.num_tokens) {
     case 1:
-      return dot_rows_of<Load, 1>(args, token);
+      return dot_rows_of<Load, 1>(args);
+    case 2:
+      return dot_rows_of<Load, 2>(args);
+    case 3:
+      return dot_rows_of<Load, 3>(args);
+    case 4:
+      return dot_rows_of<Load, 4>(args);
     default:
       return;
   }

@@ -11,13 +11,30 @@
 
 namespace sluice {
 
-/// Partial sums that a dot product keeps: part of the numerics contract, one AVX-512 register.
+/// Partial sums that a dot product keeps, and columns that it takes per step: two per sum, in an
+/// order that suits the unpacking of the weights. Part of the numerics contract.
 inline constexpr std::int64_t kLanes = 16;
+inline constexpr std::int64_t kStep = 2 * kLanes;
+
+/// Column within a step that partial sum `lane` takes at its turn `turn` (0 or 1). bf16 weights
+/// unpack into their even and their odd columns by a shift and a mask of one whole register.
+constexpr std::int64_t step_column(DType dtype, std::int64_t turn, std::int64_t lane) {
+  return dtype == DType::kBF16 ? 2 * lane + turn : kLanes * turn + lane;
+}
+
+/// `columns` rounded up to whole steps: the length of a packed vector.
+constexpr std::int64_t packed_columns(std::int64_t columns) {
+  return (columns + kStep - 1) / kStep * kStep;
+}
+
+/// Brings `columns` values into the order in which dot products with `dtype` weights take them,
+/// zeros behind them. Shapes: out [packed_columns(columns)].
+void pack_columns(DType dtype, const float* in, std::int64_t columns, float* out);
 
 /// Rows of one matrix against the tokens of one expert: out[t][r] = rows[r] · x[t] (+ bias[r]).
 ///
 /// Shapes: rows [num_rows, columns] of the function's dtype, contiguous, aligned to an element;
-/// x[t] [columns], bias [num_rows] or null, out[t] [num_rows].
+/// x[t] packed, bias [num_rows] or null, out[t] [num_rows].
 struct DotRowsArgs {
   const void* rows = nullptr;
   std::int64_t num_rows = 0;

@@ -316,7 +316,8 @@ TEST(ExpertDecode, ATokensBitsIgnoreTheTokensBesideIt) {
           work.outputs += first;
           work.num_tokens = static_cast<std::int32_t>(count);
           for (auto& row : all.outputs) std::fill(row.begin(), row.end(), -1.0f);
-          std::vector<float> scratch(static_cast<std::size_t>(75 * count));
+          std::vector<float> scratch(
+              static_cast<std::size_t>(expert_decode_scratch(problem, count)));
           expert_decode(isa, problem, {&work, 1}, scratch.data(), serial);
           for (std::int64_t t = first; t < first + count; ++t) {
             const auto at = static_cast<std::size_t>(t);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,11 +11,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
+from .cells import Bench
 from .families import Built, build_family, causal_families
-
-SECONDS: dict[str, float] = defaultdict(float)
-COUNTS: Counter[str] = Counter()
-NOTES: list[str] = []
+from .tally import COUNTS, NOTES, SECONDS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,6 +40,21 @@ def family_model() -> Callable[[str], Built]:
         if isinstance(built, Exception):
             raise built
         return built
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def bench_of(
+    family_model: Callable[[str], Built], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Bench]:
+    """`bench_of("mixtral")`: that family's stock models, checkpoints and packs."""
+    benches: dict[str, Bench] = {}
+
+    def get(family: str) -> Bench:
+        if family not in benches:
+            benches[family] = Bench(family_model(family), tmp_path_factory.mktemp(family))
+        return benches[family]
 
     return get
 

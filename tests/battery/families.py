@@ -22,6 +22,7 @@ from .small_config import TOP_K, small_config, small_fields
 
 MAX_MODEL_BYTES = 1_000_000
 ROUTER_SCALE = 50.0  # decisive: rounding must not change which experts are chosen
+HEAD_SPREAD = 2.0  # decisive too: rows of the head differ in norm, so top-2 margins are wide
 PROMPT = (2, 6)
 _ROUTERS = ("gate", "router")
 _CORRECTIONS = ("e_score_correction_bias", "expert_bias", "correction_bias", "balancing_biases")
@@ -167,6 +168,8 @@ def _checked(name: str, cls: type[nn.Module], config: Any, source: str) -> Built
 
 
 def _make_decisive(model: nn.Module, sites: tuple[str, ...]) -> None:
+    head = model.get_output_embeddings().weight
+    head.mul_(torch.exp(HEAD_SPREAD * torch.randn(head.shape[0], 1)))
     for site in sites:
         experts = model.get_submodule(site)
         randomise_experts(experts)

@@ -38,7 +38,7 @@ class ReferencePrompt:
         return f"<|bos|>{self.prompt}<|sep|>"
 
 
-def reference_path() -> Path:
+def reference_model() -> Path:
     """The reference model's folder, after comparing each file with `SHA256SUMS`.
 
     Raises:
@@ -52,9 +52,9 @@ def reference_prompts() -> list[ReferencePrompt]:
     """One prompt per task, in the order of the file.
 
     Raises:
-        CheckpointError: As `reference_path`.
+        CheckpointError: As `reference_model`.
     """
-    records = json.loads((reference_path() / "prompts.json").read_text(encoding="utf-8"))
+    records = json.loads((reference_model() / "prompts.json").read_text(encoding="utf-8"))
     return [ReferencePrompt(**record) for record in records]
 
 

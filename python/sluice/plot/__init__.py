@@ -1,0 +1,24 @@
+"""Figures of what happened inside a generation, and the recorder that watches one.
+
+matplotlib is imported by the first figure, never by `import sluice`.
+"""
+
+from sluice.plot.figures import (
+    bytes_by_reason,
+    generation_figure,
+    hits_over_tokens,
+    residency_map,
+    timeline_figure,
+)
+from sluice.plot.recorder import Recorder, Recording, Step
+
+__all__ = [
+    "Recorder",
+    "Recording",
+    "Step",
+    "bytes_by_reason",
+    "generation_figure",
+    "hits_over_tokens",
+    "residency_map",
+    "timeline_figure",
+]

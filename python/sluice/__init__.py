@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sluice.errors import SluiceError as SluiceError
     from sluice.errors import UnsupportedModelError as UnsupportedModelError
     from sluice.hf.quantizer import OffloadConfig as OffloadConfig
+    from sluice.reference import reference_model as reference_model
     from sluice.session import Session as Session
     from sluice.stats import Stats as Stats
 
@@ -36,6 +37,7 @@ _HOMES = {
     "offload": "sluice.api",
     "restore": "sluice.api",
     "from_pretrained": "sluice.api",
+    "reference_model": "sluice.reference",
     "OffloadConfig": "sluice.hf.quantizer",
     "OffloadOptions": "sluice.config",
     "Session": "sluice.session",
@@ -66,6 +68,7 @@ __all__ = [
     "__version__",
     "from_pretrained",
     "offload",
+    "reference_model",
     "restore",
 ]
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sluice import _core
+from sluice.config import OffloadOptions
 from sluice.progress import format_bytes
 
 _SHARES = (100.0, 50.0, 25.0, 12.5)
@@ -123,7 +124,8 @@ def plan_model(
         asked = [(label, size) for label, size in asked if size >= sum(sizes)]
         asked += [("two slots", 2 * sum(sizes)), ("least", sum(sizes))]
     else:
-        asked = [(str(device_memory), budget_of(device_memory, total))]
+        options = OffloadOptions(device_memory=device_memory)
+        asked = [(str(device_memory), options.budget_bytes(total))]
     largest = max(layer.expert_bytes for layer in layers)
     bounce = min(io_threads * (min(chunk_bytes, largest) + _CHUNK_MARGIN_BYTES), _MOST_BOUNCE_BYTES)
     scratch = max(layer.top_k * layer.hidden for layer in layers) * 4
@@ -141,16 +143,6 @@ def plan_model(
         workspace_bytes=bounce + scratch,
         budgets=tuple(_buy(label, size, layers) for label, size in asked),
     )
-
-
-def budget_of(device_memory: str | int, total_bytes: int) -> int:
-    """A size or a share as bytes.
-
-    Raises:
-        ConfigError: It is neither.
-    """
-    kind, value = _core.parse_size(device_memory)
-    return int(value * total_bytes) if kind == "share" else int(value)
 
 
 def table_of(plan: ModelPlan) -> list[tuple[str, ...]]:

@@ -17,7 +17,7 @@ from sluice.config import OffloadOptions
 from sluice.errors import SluiceError
 from sluice.report import report_text
 from sluice.stats import Stats
-from sluice.timeline import write_chrome_trace
+from sluice.timeline import Span, write_chrome_trace
 
 if TYPE_CHECKING:
     import torch
@@ -137,6 +137,10 @@ class Session:
     def timeline(self, path: str | os.PathLike[str]) -> None:
         """Writes the newest spans as a Chrome trace, for Perfetto or chrome://tracing."""
         write_chrome_trace(path, self._core.timeline(), self._layer_names)
+
+    def spans(self) -> list[Span]:
+        """The newest spans, oldest first: (kind, begin_s, end_s, layer, expert, bytes, tokens)."""
+        return self._core.timeline()
 
     def residency(self) -> list[list[tuple[str, int, int, int]]]:
         """Per size class, per slot: ("empty" | "loading" | "ready", layer, expert, leases)."""

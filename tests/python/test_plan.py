@@ -9,7 +9,7 @@ import pytest
 from sluice.errors import CapacityError, ConfigError
 from sluice.hf.auto import load_causal_lm
 from sluice.hf.describe import describe_model
-from sluice.plan import LayerShape, budget_of, plan_model
+from sluice.plan import LayerShape, plan_model
 from sluice.reference import reference_model
 
 import sluice
@@ -83,9 +83,11 @@ def test_sizes_of_their_own_share_a_budget_by_their_experts_bytes() -> None:
 
 
 def test_a_budget_is_a_size_or_a_share_and_nothing_else() -> None:
-    assert budget_of("25%", 1000) == 250
-    assert budget_of("6GiB", 1) == 6 << 30
-    assert budget_of("6GB", 1) == 6_000_000_000
-    assert budget_of(123, 1) == 123
+    shapes = [layer(experts=1000, slot_bytes=1 << 20)]
+    bought = {
+        size: plan_model("m", shapes, size).budgets[0].budget_bytes
+        for size in ("25%", "6GiB", "6GB", 1 << 20)
+    }
+    assert bought == {"25%": 250 << 20, "6GiB": 6 << 30, "6GB": 6_000_000_000, 1 << 20: 1 << 20}
     with pytest.raises(ConfigError, match="parsecs"):
-        budget_of("6 parsecs", 1)
+        plan_model("m", shapes, "6 parsecs")

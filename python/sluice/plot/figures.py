@@ -9,7 +9,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from sluice.errors import ConfigError
-from sluice.plot.recorder import Recording, Span, experts_per_layer, read_by_reason, residents
+from sluice.plot.recorder import Recording, experts_per_layer, read_by_reason, residents
+from sluice.timeline import Span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sluice.session import Session
-
-# (kind, begin_s, end_s, layer, expert, bytes, tokens)
-Span: TypeAlias = tuple[str, float, float, int, int, int, int]
+    from sluice.stats import Stats
 
 _HELD = frozenset({"ready", "loading"})
 
@@ -74,27 +72,27 @@ class Recorder:
     label: str = ""
     _begin_s: float = field(default_factory=time.monotonic)
     _steps: list[Step] = field(default_factory=list)
-    _before: Any = None
+    _before: Stats | None = None
     _puts: int = 0
 
     def put(self, value: object) -> None:
         """Takes a snapshot; `generate` calls it with the prompt, then with each token."""
         after = self.session.stats()
-        if self._puts > 0:
+        if self._before is not None:
             self._steps.append(self._step(after - self._before, after.resident_bytes))
         self._before = after
         self._puts += 1
 
     def end(self) -> None:
         """Ends one generation; the recorder may be used for the next."""
-        self._puts = 0
+        self._puts, self._before = 0, None
 
     def recording(self) -> Recording:
         """All steps so far."""
         experts = experts_per_layer(self.session)
         return Recording(experts, self.session.budget_bytes, tuple(self._steps))
 
-    def _step(self, spent: Any, resident_bytes: int) -> Step:
+    def _step(self, spent: Stats, resident_bytes: int) -> Step:
         return Step(
             time_s=time.monotonic() - self._begin_s,
             label=self.label,
@@ -119,7 +117,7 @@ def residents(session: Session) -> frozenset[tuple[int, int]]:
     )
 
 
-def read_by_reason(stats: Any) -> dict[str, int]:
+def read_by_reason(stats: Stats) -> dict[str, int]:
     """The four reasons for which bytes were read, in the order of the figures."""
     return {
         "demand": stats.bytes_read_demand,

@@ -12,9 +12,12 @@ import torch
 
 from sluice.config import OffloadOptions
 from sluice.hf.auto import load_causal_lm, load_tokenizer
-from sluice.plot import Recorder, Recording
+from sluice.plot import Recorder, generation_figure
 from sluice.reference import ReferencePrompt, reference_model, reference_prompts
 from sluice.session import Session
+from sluice.stats import Stats
+
+_DTYPE = torch.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,9 @@ class DemoResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
+    """What one model generated after a prompt, and the seconds it took."""
+
     tokens: tuple[int, ...]
     seconds: float
 
@@ -115,8 +120,7 @@ def run_demo(
     """Generates each prompt with the stock model and with its experts offloaded, greedily.
 
     Both compute in float32 over the same bf16 weights: the stock model widens them when it loads,
-    sluice keeps its experts as they are stored. So equal tokens mean equal arithmetic up to the
-    last bits, and not a lucky rounding.
+    sluice keeps its experts as they are stored.
 
     Args:
         device_memory: Bytes for experts, or a size, or a share.
@@ -129,95 +133,97 @@ def run_demo(
         SluiceError: The budget cannot work, the model's files are damaged, transformers is missing.
     """
     options = OffloadOptions(device_memory=device_memory, policy=policy)
-    folder = reference_model()
-    prompts = reference_prompts()
+    folder, prompts = reference_model(), reference_prompts()
     tokenizer = load_tokenizer(folder)
-    offloaded = load_causal_lm(folder, dtype=torch.float32, offload=options)
-    session: Session = offloaded.sluice
-    stock = load_causal_lm(folder, dtype=torch.float32)
-    recorder = Recorder(session)
-
-    for model in (stock, offloaded):  # first calls pay for caches and thread pools, not for experts
-        _generate(model, tokenizer, prompts[0], 1)
-    begin = session.stats()
-    results: list[TaskResult] = []
-    seconds, stock_seconds = 0.0, 0.0
-    for prompt in prompts:
-        expected = _generate(stock, tokenizer, prompt, max_new_tokens)
-        before = session.stats()
-        recorder.label = prompt.task
-        answer = _generate(offloaded, tokenizer, prompt, max_new_tokens, recorder)
-        spent = session.stats() - before
-        seconds += answer.seconds
-        stock_seconds += expected.seconds
-        results.append(
-            TaskResult(
-                task=prompt.task,
-                tokens_equal=answer.tokens == expected.tokens,
-                new_tokens=len(answer.tokens),
-                text=tokenizer.decode(answer.tokens, skip_special_tokens=True),
-                stock_text=tokenizer.decode(expected.tokens, skip_special_tokens=True),
-                tokens_per_s=len(answer.tokens) / answer.seconds,
-                stock_tokens_per_s=len(expected.tokens) / expected.seconds,
-                hit_rate=_share(spent.hits, spent.requests),
-                bytes_read=spent.bytes_read,
-                stall_s=spent.stall_s,
-            )
-        )
-        if progress is not None:
-            progress(len(results), len(prompts))
-    after = session.stats()
-    spent = after - begin
-    recording = recorder.recording()
-    if out is not None:
-        _write_pictures(out, session, recording)
-    result = DemoResult(
-        device_memory=device_memory,
-        policy=policy,
-        compute_dtype="float32",
-        max_new_tokens=max_new_tokens,
-        num_slots=sum(len(slots) for slots in session.residency()),
-        num_experts=sum(recording.experts),
-        expert_bytes=session.store.total_slot_bytes,
-        budget_bytes=after.budget_bytes,
-        peak_resident_bytes=after.peak_resident_bytes,
-        workspace_bytes=after.workspace_bytes,
-        hit_rate=_share(spent.hits, spent.requests),
-        bytes_read=spent.bytes_read,
-        stall_s=spent.stall_s,
-        tokens_per_s=sum(task.new_tokens for task in results) / seconds,
-        stock_tokens_per_s=sum(task.new_tokens for task in results) / stock_seconds,
-        degradations=dict(after.degradations),
-        tasks=tuple(results),
-    )
-    session.close()
-    return result
+    offloaded = load_causal_lm(folder, dtype=_DTYPE, offload=options)
+    stock = load_causal_lm(folder, dtype=_DTYPE)
+    for model in (stock, offloaded):  # a first call pays for thread pools and lazy imports
+        generate_greedily(model, tokenizer, prompts[0], 1)
+    with offloaded.sluice as session:
+        recorder = Recorder(session)
+        begin = session.stats()
+        pairs: list[tuple[Answer, Answer]] = []
+        tasks: list[TaskResult] = []
+        for prompt in prompts:
+            recorder.label = prompt.task
+            before = session.stats()
+            expected = generate_greedily(stock, tokenizer, prompt, max_new_tokens)
+            answer = generate_greedily(offloaded, tokenizer, prompt, max_new_tokens, recorder)
+            pairs.append((answer, expected))
+            spent = session.stats() - before
+            tasks.append(_compare(prompt.task, tokenizer, answer, expected, spent))
+            if progress is not None:
+                progress(len(tasks), len(prompts))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            generation_figure(recorder.recording()).savefig(out / "demo.png", dpi=130)
+            session.timeline(out / "timeline.json")
+        return _summary(session, session.stats() - begin, max_new_tokens, tasks, pairs)
 
 
-def _generate(
+def generate_greedily(
     model: Any,
     tokenizer: Any,
     prompt: ReferencePrompt,
     max_new_tokens: int,
     streamer: Recorder | None = None,
-) -> _Answer:
-    """Greedy tokens after the prompt, without it."""
+) -> Answer:
+    """The tokens after the prompt, without it."""
     inputs = tokenizer(prompt.text, return_tensors="pt", add_special_tokens=False)
     begin_s = time.perf_counter()
     tokens = model.generate(
         **inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer
     )
     seconds = time.perf_counter() - begin_s
-    return _Answer(tuple(tokens[0, inputs["input_ids"].shape[1] :].tolist()), seconds)
+    return Answer(tuple(tokens[0, inputs["input_ids"].shape[1] :].tolist()), seconds)
 
 
-def _write_pictures(out: Path, session: Session, recording: Recording) -> None:
-    from sluice.plot import generation_figure
+def _compare(
+    task: str, tokenizer: Any, answer: Answer, expected: Answer, spent: Stats
+) -> TaskResult:
+    return TaskResult(
+        task=task,
+        tokens_equal=answer.tokens == expected.tokens,
+        new_tokens=len(answer.tokens),
+        text=tokenizer.decode(answer.tokens, skip_special_tokens=True),
+        stock_text=tokenizer.decode(expected.tokens, skip_special_tokens=True),
+        tokens_per_s=len(answer.tokens) / answer.seconds,
+        stock_tokens_per_s=len(expected.tokens) / expected.seconds,
+        hit_rate=spent.hit_rate,
+        bytes_read=spent.bytes_read,
+        stall_s=spent.stall_s,
+    )
 
-    out.mkdir(parents=True, exist_ok=True)
-    generation_figure(recording).savefig(out / "demo.png", dpi=130)
-    session.timeline(str(out / "timeline.json"))
+
+def _summary(
+    session: Session,
+    spent: Stats,
+    max_new_tokens: int,
+    tasks: list[TaskResult],
+    pairs: list[tuple[Answer, Answer]],
+) -> DemoResult:
+    classes = session.plan()["classes"]
+    answers, expected = zip(*pairs, strict=True)
+    return DemoResult(
+        device_memory=str(session.options.device_memory),
+        policy=session.options.policy,
+        compute_dtype=str(_DTYPE).removeprefix("torch."),
+        max_new_tokens=max_new_tokens,
+        num_slots=sum(entry["num_slots"] for entry in classes),
+        num_experts=sum(entry["num_experts"] for entry in classes),
+        expert_bytes=session.store.total_slot_bytes,
+        budget_bytes=spent.budget_bytes,
+        peak_resident_bytes=spent.peak_resident_bytes,
+        workspace_bytes=spent.workspace_bytes,
+        hit_rate=spent.hit_rate,
+        bytes_read=spent.bytes_read,
+        stall_s=spent.stall_s,
+        tokens_per_s=_rate(answers),
+        stock_tokens_per_s=_rate(expected),
+        degradations=spent.degradations,
+        tasks=tuple(tasks),
+    )
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+def _rate(answers: tuple[Answer, ...]) -> float:
+    return sum(len(a.tokens) for a in answers) / sum(a.seconds for a in answers)

@@ -1,4 +1,4 @@
-"""The command as a user meets it: real processes, real files, exit codes and the words on stderr."""
+"""The command as a user meets it: real processes, exit codes and the words on stderr."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from sluice.cli.bench import find_harness
 from sluice.errors import ConfigError
 from sluice.progress import Progress, format_bytes

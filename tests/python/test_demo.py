@@ -62,13 +62,13 @@ def test_the_text_for_people_names_every_task_and_the_memory() -> None:
 def test_a_differing_token_is_shown_and_ends_with_exit_code_1() -> None:
     driver = (
         "import sys, sluice.demo as demo\n"
-        "generate = demo._generate\n"
+        "generate = demo.generate_greedily\n"
         "def wrong(model, tokenizer, prompt, count, streamer=None):\n"
         "    answer = generate(model, tokenizer, prompt, count, streamer)\n"
         "    if streamer is None or prompt.task != 'intent':\n"
         "        return answer\n"
-        "    return demo._Answer((5, *answer.tokens[1:]), answer.seconds)\n"
-        "demo._generate = wrong\n"
+        "    return demo.Answer((5, *answer.tokens[1:]), answer.seconds)\n"
+        "demo.generate_greedily = wrong\n"
         "from sluice.cli import main\n"
         "sys.exit(main(['demo', '--max-new-tokens', '2']))\n"
     )

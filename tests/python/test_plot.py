@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.figure import Figure
+
+import sluice
 from sluice.hf.auto import load_causal_lm, load_tokenizer
 from sluice.plot import (
     Recorder,
@@ -19,13 +21,16 @@ from sluice.plot import (
 )
 from sluice.reference import reference_model, reference_prompts
 
-import sluice
-
 MIB = 1 << 20
 
 
 def step(
-    hits: int, misses: int, resident: set[tuple[int, int]], *, label: str = "", prefill: bool = False
+    hits: int,
+    misses: int,
+    resident: set[tuple[int, int]],
+    *,
+    label: str = "",
+    prefill: bool = False,
 ) -> Step:
     reasons = {"demand": misses * MIB, "hint used": 0, "hint wasted": 0, "hint pending": 0}
     return Step(0.0, label, prefill, hits, 0, misses, reasons, 0.0, MIB, frozenset(resident))
@@ -60,9 +65,7 @@ def test_the_map_shows_the_share_of_tokens_that_an_expert_was_in_a_slot(
 
 def test_decoded_tokens_are_bars_and_prompts_are_lines(recording: Recording) -> None:
     axes = hits_over_tokens(recording).axes[0]
-    heights = {
-        bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers
-    }
+    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers}
     assert heights == {"hits": [1, 0], "misses": [1, 2]}
     labels = [text.get_text() for text in axes.texts]
     assert labels == ["intent", "math"]

@@ -35,9 +35,7 @@ def run(args: argparse.Namespace) -> Outcome:
     command = [sys.executable, str(harness), args.scenario, *rest]
     if not args.json:
         return Outcome({}, "", subprocess.run(command, check=False).returncode)
-    done = subprocess.run(
-        [*command, "--json"], check=False, text=True, stdout=subprocess.PIPE
-    )
+    done = subprocess.run([*command, "--json"], check=False, text=True, stdout=subprocess.PIPE)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
     return Outcome({"exit_code": done.returncode, "rows": rows}, "", done.returncode)
 

@@ -118,7 +118,7 @@ def _clean(*, yes: bool, ask: bool) -> Outcome:
         [(str(file.path), file.kind, format_bytes(file.num_bytes)) for file in files],
     )
     payload: dict[str, Any] = {
-        "folders": [str(folder) for folder in doctor.files.folders()],
+        "folders": [str(folder) for folder in doctor.folders()],
         "files": [file.to_dict() for file in files],
         "bytes": total,
         "removed": [],

@@ -46,7 +46,7 @@ def examine(machine: Machine) -> list[Finding]:
 def version_tuple(text: str) -> tuple[int, ...]:
     """The leading numbers of a version: "5.13.1.dev0" is (5, 13, 1)."""
     numbers: list[int] = []
-    for part in text.split("+")[0].split("."):
+    for part in text.split("+", maxsplit=1)[0].split("."):
         if not part.isdigit():
             break
         numbers.append(int(part))

@@ -1,5 +1,7 @@
-"""The figures. Each takes a session or a recording, draws on new axes or on given ones, and returns
-the matplotlib `Figure`; nothing touches pyplot or the global state of a notebook.
+"""The figures.
+
+Each takes a session or a recording, draws on new axes or on given ones, and returns the matplotlib
+`Figure`; nothing touches pyplot or the global state of a notebook.
 """
 
 from __future__ import annotations
@@ -61,17 +63,17 @@ def residency_map(source: Session | Recording, *, axes: Axes | None = None) -> F
         ]
         for layer, count in enumerate(experts)
     ]
-    figure, axes = _axes(axes, width=8.5, height=1.6 + 0.22 * len(experts))
-    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower")
-    axes.set(xlabel="expert", ylabel="MoE layer", title="Residency")
-    axes.set_yticks(range(0, len(experts), max(1, len(experts) // 8)))
-    figure.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02)
+    figure, panel = _axes(axes, width=8.5, height=1.6 + 0.22 * len(experts))
+    image = panel.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower")
+    panel.set(xlabel="expert", ylabel="MoE layer", title="Residency")
+    panel.set_yticks(range(0, len(experts), max(1, len(experts) // 8)))
+    figure.colorbar(image, ax=panel, label=label, fraction=0.05, pad=0.02)
     return figure
 
 
 def hits_over_tokens(recording: Recording, *, axes: Axes | None = None) -> Figure:
     """Hits, late hits and misses of each token; prompts, which ask for many experts, are marked."""
-    figure, axes = _axes(axes, width=8.5, height=3.0)
+    figure, panel = _axes(axes, width=8.5, height=3.0)
     decoded = [(i, step) for i, step in enumerate(recording.steps) if not step.prefill]
     at = [i for i, _ in decoded]
     base = [0] * len(decoded)
@@ -82,28 +84,28 @@ def hits_over_tokens(recording: Recording, *, axes: Axes | None = None) -> Figur
     ):
         counts = [int(getattr(step, name)) for _, step in decoded]
         if any(counts) or name != "late":
-            axes.bar(
+            panel.bar(
                 at, counts, bottom=base, width=1.0, color=colour, hatch=hatch, label=name,
                 edgecolor="white", linewidth=0,
             )  # fmt: skip
         base = [low + count for low, count in zip(base, counts, strict=True)]
     prompts = [i for i, step in enumerate(recording.steps) if step.prefill]
     for i in prompts:
-        axes.axvline(i, color="#333333", linewidth=0.8, linestyle=":")
+        panel.axvline(i, color="#333333", linewidth=0.8, linestyle=":")
     if prompts:
-        axes.plot([], [], color="#333333", linewidth=0.8, linestyle=":", label="prompt read here")
-    _name_runs(axes, recording)
+        panel.plot([], [], color="#333333", linewidth=0.8, linestyle=":", label="prompt read here")
+    _name_runs(panel, recording)
     several = len({step.label for step in recording.steps}) > 1
-    axes.set(xlabel="token", ylabel="experts asked for")
-    axes.set_title("Hits and misses of each token", pad=58 if several else None)
-    axes.set_xlim(-0.5, max(1, len(recording.steps)) - 0.5)
-    axes.legend(loc="lower right", fontsize=8, ncols=4, framealpha=0.9)
+    panel.set(xlabel="token", ylabel="experts asked for")
+    panel.set_title("Hits and misses of each token", pad=58 if several else None)
+    panel.set_xlim(-0.5, max(1, len(recording.steps)) - 0.5)
+    panel.legend(loc="lower right", fontsize=8, ncols=4, framealpha=0.9)
     return figure
 
 
 def bytes_by_reason(source: Session | Recording, *, axes: Axes | None = None) -> Figure:
     """Bytes read and why: over the tokens of a recording, or a session's totals."""
-    figure, axes = _axes(axes, width=8.5, height=3.0)
+    figure, panel = _axes(axes, width=8.5, height=3.0)
     if isinstance(source, Recording):
         base = [0.0] * len(source.steps)
         for reason, colour in _REASONS.items():
@@ -114,24 +116,24 @@ def bytes_by_reason(source: Session | Recording, *, axes: Axes | None = None) ->
             top = [low + high for low, high in zip(base, summed, strict=True)]
             # A hint's bytes change their reason when it is used: a pending sum may shrink.
             if reason == "demand" or any(summed):
-                axes.fill_between(
+                panel.fill_between(
                     range(len(top)), base, top, color=colour, step="mid", linewidth=0,
                     label=f"{reason}: {total:.1f} MiB",
                 )  # fmt: skip
             base = top
-        axes.set(xlabel="token", ylabel="MiB read, summed", title="Bytes read, by reason")
-        axes.set_xlim(0, max(1, len(source.steps) - 1))
-        axes.set_ylim(bottom=0)
-        axes.legend(loc="upper left", fontsize=8, framealpha=0.9)
+        panel.set(xlabel="token", ylabel="MiB read, summed", title="Bytes read, by reason")
+        panel.set_xlim(0, max(1, len(source.steps) - 1))
+        panel.set_ylim(bottom=0)
+        panel.legend(loc="upper left", fontsize=8, framealpha=0.9)
         return figure
     totals = read_by_reason(source.stats())
-    bars = axes.barh(
+    bars = panel.barh(
         list(totals), [count / _MIB for count in totals.values()], color=list(_REASONS.values())
     )
-    axes.bar_label(bars, labels=[f" {count / _MIB:.1f} MiB" for count in totals.values()])
-    axes.invert_yaxis()
-    axes.margins(x=0.15)
-    axes.set(xlabel="MiB read", title="Bytes read, by reason")
+    panel.bar_label(bars, labels=[f" {count / _MIB:.1f} MiB" for count in totals.values()])
+    panel.invert_yaxis()
+    panel.margins(x=0.15)
+    panel.set(xlabel="MiB read", title="Bytes read, by reason")
     return figure
 
 
@@ -153,8 +155,8 @@ def timeline_figure(
         forwards = 8 if isinstance(source, Sequence) else source.store.num_layers
     runs = sorted((span for span in spans if span[0] == "forward"), key=lambda span: span[1])
     shown = runs[-forwards:]
-    figure, axes = _axes(axes, width=10.0, height=3.2)
-    axes.set(title=f"The last {len(shown)} layers of the run", xlabel="ms")
+    figure, panel = _axes(axes, width=10.0, height=3.2)
+    panel.set(title=f"The last {len(shown)} layers of the run", xlabel="ms")
     if not shown:
         return figure
     begin, end = shown[0][1], shown[-1][2]
@@ -168,7 +170,7 @@ def timeline_figure(
         rows = _stacked(bars)
         height = 0.76 / max(1, len(rows))
         for depth, bars_of_row in enumerate(rows):
-            axes.broken_barh(
+            panel.broken_barh(
                 bars_of_row,
                 (row - 0.38 + depth * height, height),
                 color=_LANES[kind][1],
@@ -177,14 +179,14 @@ def timeline_figure(
             )
     for span in shown:
         middle = ((span[1] + span[2]) / 2 - begin) * 1e3
-        axes.text(
+        panel.text(
             middle, lanes.index("forward"), str(span[3]), ha="center", va="center", fontsize=8
         )
-    axes.set_yticks(range(len(lanes)), [_LANES[kind][0] for kind in lanes])
-    axes.set_xlim(0, (end - begin) * 1e3)
-    axes.invert_yaxis()
-    axes.grid(axis="x", linewidth=0.3)
-    axes.set_title(f"The last {len(shown)} layers of the run (numbers: MoE layer)")
+    panel.set_yticks(range(len(lanes)), [_LANES[kind][0] for kind in lanes])
+    panel.set_xlim(0, (end - begin) * 1e3)
+    panel.invert_yaxis()
+    panel.grid(axis="x", linewidth=0.3)
+    panel.set_title(f"The last {len(shown)} layers of the run (numbers: MoE layer)")
     return figure
 
 

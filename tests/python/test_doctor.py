@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from sluice import doctor
 from sluice.doctor.checks import version_tuple
 from sluice.doctor.machine import cgroup_limit

@@ -6,6 +6,7 @@
 
 #include "kernels/combine.h"
 #include "kernels/convert.h"
+#include "kernels/float_env.h"
 
 namespace sluice {
 namespace {
@@ -85,6 +86,9 @@ void ExpertCompute::widen_inputs() {
 }
 
 void ExpertCompute::few(std::span<const ReadyExpert> experts) {
+#if defined(SLUICE_PLANT_LAW3)
+  works_ = std::vector<ExpertWork>(1);  // planted: memory on the hot path
+#endif
   const std::int64_t hidden = layer_->layout.hidden;
   const bool wide = args_->activations == DType::kF32;
   const float* const inputs =
@@ -206,6 +210,7 @@ const void* ExpertCompute::gate(const ReadyExpert& expert, void* gate_up) {
   float* const h_f32 = wide ? reinterpret_cast<float*>(h)
                             : h_f32_scratch_.reserve<float>(rows * layout.intermediate);
   auto apply = [&](std::int64_t begin, std::int64_t end) {
+    const DefaultFloatEnv env;
     const std::int64_t count = end - begin;
     float* const in = gate_up_f32 + begin * columns;
     float* const out = h_f32 + begin * layout.intermediate;
@@ -243,6 +248,7 @@ void ExpertCompute::add_bias(float* matrix, const float* bias, std::int64_t rows
 // For callbacks, which see the model's own type: widen, add, round once.
 void ExpertCompute::bias_in_place(void* matrix, const float* bias, std::int64_t rows,
                                   std::int64_t columns) {
+  const DefaultFloatEnv env;
   const DType dtype = args_->activations;
   if (dtype == DType::kF32) {
     add_bias(static_cast<float*>(matrix), bias, rows, columns);
@@ -258,6 +264,7 @@ void ExpertCompute::scatter(const ReadyExpert& expert, const void* result, const
   const std::int64_t hidden = layer_->layout.hidden;
   const auto indices = grouping_->rows_of(*expert.group);
   auto copy = [&](std::int64_t begin, std::int64_t end) {
+    const DefaultFloatEnv env;
     for (std::int64_t r = begin; r < end; ++r) {
       float* const target = row(indices[static_cast<std::size_t>(r)]);
       widen(args_->activations, at(result, r * hidden, args_->activations), target, hidden);
@@ -268,6 +275,25 @@ void ExpertCompute::scatter(const ReadyExpert& expert, const void* result, const
 }
 
 void ExpertCompute::combine_rows() {
+#if defined(SLUICE_PLANT_LAW1)
+  // Planted: a token's rows are summed in the order in which they were computed.
+  const std::int64_t width = layer_->layout.hidden;
+  const auto entries = static_cast<std::size_t>(args_->num_tokens * args_->top_k);
+  std::vector<float> rows(entries * static_cast<std::size_t>(width));
+  std::vector<float> weights(entries);
+  std::vector<std::uint8_t> valid(entries, 0);
+  for (const std::int64_t idx : planted_order_) {
+    auto place = static_cast<std::size_t>(idx / args_->top_k * args_->top_k);
+    while (valid[place] != 0) ++place;
+    valid[place] = 1;
+    weights[place] = grouping_->weights()[idx];
+    std::copy_n(rows_ + idx * width, width, rows.data() + place * static_cast<std::size_t>(width));
+  }
+  planted_order_.clear();
+  combine(rows.data(), weights.data(), valid.data(), args_->num_tokens, args_->top_k, width,
+          args_->activations, args_->out, parallel_);
+  return;
+#endif
   combine(rows_, grouping_->weights(), grouping_->valid(), args_->num_tokens, args_->top_k,
           layer_->layout.hidden, args_->activations, args_->out, parallel_);
 }

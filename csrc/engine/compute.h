@@ -63,7 +63,12 @@ class ExpertCompute {
   void add_bias(float* matrix, const float* bias, std::int64_t rows, std::int64_t columns);
   void bias_in_place(void* matrix, const float* bias, std::int64_t rows, std::int64_t columns);
   void scatter(const ReadyExpert& expert, const void* result, const float* bias);
-  [[nodiscard]] float* row(std::int64_t idx) { return rows_ + idx * layer_->layout.hidden; }
+  [[nodiscard]] float* row(std::int64_t idx) {
+#if defined(SLUICE_PLANT_LAW1)
+    planted_order_.push_back(idx);
+#endif
+    return rows_ + idx * layer_->layout.hidden;
+  }
   void count_workspace();
 
   ParallelFor& parallel_;
@@ -93,6 +98,9 @@ class ExpertCompute {
   std::vector<ExpertWork> works_;
   std::vector<const float*> inputs_;
   std::vector<float*> outputs_;
+#if defined(SLUICE_PLANT_LAW1)
+  std::vector<std::int64_t> planted_order_;
+#endif
 };
 
 }  // namespace sluice

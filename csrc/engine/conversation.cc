@@ -223,6 +223,9 @@ void Conversation::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest
   LoadRequest load = request;
   load.slot = pool.address(slot);
   load.last_use = std::exchange(record.last_use, {});
+#if defined(SLUICE_PLANT_I2)
+  release_event(device_, load.last_use);  // planted: the writer waits for nobody
+#endif
   record = {.key = load.key,
             .occupied = true,
             .loading = true,
@@ -354,6 +357,11 @@ void Conversation::give_back(Grant& grant, LayerIdx layer) {
     SlotRecord& record = pool_of(layer).record(grant.lease.slot());
     release_event(device_, record.last_use);
     record.last_use = device_.record(kComputeStream);
+#if defined(SLUICE_PLANT_I1)
+    const_cast<std::byte*>(grant.data)[0] ^= std::byte{1};  // planted: written while kReady
+#elif defined(SLUICE_PLANT_I4)
+    device_.synchronize(record.last_use);  // planted: the lease lasts until the kernel has finished
+#endif
   }
   grant = {};
 }

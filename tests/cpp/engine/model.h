@@ -47,8 +47,9 @@ inline std::vector<std::byte> random_values(DType dtype, std::int64_t count, std
 }
 
 /// out[m, i] = in[m, i] · in[m, I + i] + 0.25: a gate that no kernel has.
-inline int multiply_gate(LayerIdx /*layer*/, DType dtype, std::int64_t rows, std::int64_t in_columns,
-                         std::int64_t out_columns, const void* in, void* out) {
+inline int multiply_gate(LayerIdx /*layer*/, DType dtype, std::int64_t rows,
+                         std::int64_t in_columns, std::int64_t out_columns, const void* in,
+                         void* out) {
   std::vector<float> wide(static_cast<std::size_t>(rows * in_columns));
   std::vector<float> result(static_cast<std::size_t>(rows * out_columns));
   widen(dtype, in, wide.data(), rows * in_columns);

@@ -132,7 +132,8 @@ class PlainForward {
     std::vector<float> result(static_cast<std::size_t>(m * n));
     widen(dtype, c.data(), result.data(), m * n);
     if (bias_values == nullptr) return result;
-    for (std::int64_t i = 0; i < m * n; ++i) result[static_cast<std::size_t>(i)] += bias_values[i % n];
+    for (std::int64_t i = 0; i < m * n; ++i)
+      result[static_cast<std::size_t>(i)] += bias_values[i % n];
     if (round_after) round(result);
     return result;
   }
@@ -179,9 +180,9 @@ class PlainForward {
       round(h);
     }
     const bool post = spec.post_expert_callback != nullptr;
-    std::vector<float> y = multiply(h, m, layout.hidden, layout.intermediate,
-                                    expert.data() + layout.w2_offset(),
-                                    bias(expert, layout.b2_offset()), post);
+    std::vector<float> y =
+        multiply(h, m, layout.hidden, layout.intermediate, expert.data() + layout.w2_offset(),
+                 bias(expert, layout.b2_offset()), post);
     if (post) y = call_back(spec.post_expert_callback, y, m, layout.hidden, layout.hidden);
     for (std::int64_t r = 0; r < m; ++r) {
       std::memcpy(row(indices[static_cast<std::size_t>(r)], 0), y.data() + r * layout.hidden,

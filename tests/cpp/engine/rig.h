@@ -23,6 +23,8 @@ struct RigOptions {
   bool timeline = false;
   /// Whether events pass when recorded, as on a host device.
   bool events_pass_at_once = true;
+  /// RAM as the device, which allocates nothing per event; `device()` is not there then.
+  bool host_device = false;
 };
 
 /// An engine over a stepped device and a stepped link, on one thread: whenever a forward would
@@ -31,9 +33,15 @@ class Rig {
  public:
   Rig(const Model& model, const RigOptions& options)
       : model_(model), options_(options), rng_(options.seed) {
-    auto device = std::make_unique<SteppedDevice>();
-    device->set_events_pass_at_once(options.events_pass_at_once);
-    device_ = device.get();
+    std::unique_ptr<Device> device;
+    if (options.host_device) {
+      device = make_host_device();
+    } else {
+      auto stepped = std::make_unique<SteppedDevice>();
+      stepped->set_events_pass_at_once(options.events_pass_at_once);
+      device_ = stepped.get();
+      device = std::move(stepped);
+    }
     auto link = std::make_unique<SteppedLink>(
         options.depth, [this](const ChunkCopy& copy) { fill(copy); }, device.get());
     link_ = link.get();
@@ -76,7 +84,7 @@ class Rig {
   }
   /// Lands (or fails) a chunk at random; a device that stands still moves instead.
   void land_one() {
-    device_->run();
+    if (device_ != nullptr) device_->run();
     const std::size_t count = link_->waiting().size();
     if (count == 0) return;
     const std::size_t position = rng_() % count;

@@ -1,0 +1,92 @@
+// I2 to I4: what writers wait for, what kernels wait for, and when a lease ends.
+#include <gtest/gtest.h>
+
+#include "engine/plain.h"
+#include "engine/rig.h"
+
+namespace sluice::testing {
+namespace {
+
+constexpr StreamHandle kCompute{0};
+constexpr StreamHandle kCopy{1};
+
+/// One token that asks for the given experts of layer 0.
+Call call_for(const ModelShape& model, const std::vector<std::int64_t>& experts) {
+  std::mt19937_64 rng(11);
+  Call call = make_call(model, 0,
+                        {.num_tokens = 1, .top_k = static_cast<std::int64_t>(experts.size())}, rng);
+  call.ids = experts;
+  return call;
+}
+
+struct EngineEvents : ::testing::Test {
+  ModelShape shape;
+  Model model{shape, 3};
+
+  [[nodiscard]] RigOptions standing_still(std::int64_t slots) const {
+    return {.device_memory = model.slots(slots), .depth = 8, .events_pass_at_once = false};
+  }
+};
+
+TEST_F(EngineEvents, AWriterWaitsForTheLastUseOfItsSlot) {
+  Rig rig(model, standing_still(1));
+  rig.on_drive = [&] { (void)rig.link().land(); };
+  (void)rig.forward(call_for(shape, {0}));
+  ASSERT_GT(rig.device().num_queued(kCompute), 0u) << "the kernel has not run yet";
+
+  // The slot's next expert may not be written before the kernel that reads it has run.
+  int refusals = 0;
+  rig.link().clear_history();
+  rig.on_drive = [&] {
+    if (rig.link().land()) return;
+    ++refusals;
+    ASSERT_LT(refusals, 100);
+    EXPECT_FALSE(rig.device().passed(rig.link().waiting().front().last_use));
+    rig.device().run();
+  };
+  (void)rig.forward(call_for(shape, {1}));
+  EXPECT_GT(refusals, 0);
+  for (const ChunkCopy& copy : rig.link().history()) {
+    EXPECT_NE(copy.last_use, EventHandle{}) << "chunk " << copy.chunk;
+  }
+}
+
+TEST_F(EngineEvents, AKernelWaitsForTheReadyEventOfEachOfItsSlots) {
+  Rig rig(model, standing_still(4));
+  rig.on_drive = [&] { (void)rig.link().land(); };
+  (void)rig.forward(call_for(shape, {2, 5}));
+  EXPECT_EQ(rig.device().num_queued(kCompute), 4u) << "two waits, two records of last use";
+  EXPECT_FALSE(rig.device().step(kCompute)) << "the ready events have not passed";
+  while (rig.device().step(kCopy)) {
+  }
+  EXPECT_TRUE(rig.device().step(kCompute));
+
+  // A hit waits as well: its bytes may have landed a moment ago.
+  rig.device().run();
+  (void)rig.forward(call_for(shape, {5}));
+  EXPECT_EQ(rig.device().num_queued(kCompute), 2u);
+}
+
+TEST_F(EngineEvents, ALeaseEndsWithTheLaunchAndNotWithTheKernel) {
+  Rig rig(model, standing_still(4));
+  rig.on_drive = [&] { (void)rig.link().land(); };
+  (void)rig.forward(call_for(shape, {0, 1}));
+  while (rig.device().step(kCopy)) {
+  }
+  EXPECT_EQ(rig.num_leases(), 0);
+  EXPECT_GT(rig.device().num_queued(kCompute), 0u) << "nobody waited for the kernels";
+}
+
+TEST_F(EngineEvents, EveryEventGoesBackToTheDevice) {
+  Rig rig(model, standing_still(2));
+  for (const std::int64_t expert : {0, 1, 2, 3, 0, 2}) {
+    (void)rig.forward(call_for(shape, {expert, (expert + 1) % 8}));
+  }
+  EXPECT_LE(rig.device().num_live_events(), 4u) << "ready and last use of two slots";
+  rig.engine().close();
+  EXPECT_EQ(rig.device().num_live_events(), 0u);
+  EXPECT_EQ(rig.device().live_bytes(), 0u) << "slabs are freed";
+}
+
+}  // namespace
+}  // namespace sluice::testing

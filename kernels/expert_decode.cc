@@ -1,6 +1,9 @@
 #include "kernels/expert_decode.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <memory>
 #include <string>
 
 #include "base/error.h"
@@ -12,6 +15,8 @@ namespace {
 
 // Weight bytes of one item: large against the ramp of its prefetches, small against an expert.
 constexpr std::int64_t kTileBytes = 256 * 1024;
+// Packed vectors start on lines: a load that crosses one costs two.
+constexpr std::int64_t kScratchAlignment = 64;
 // Most channels (rows of w2) of one item; bounds the stack.
 constexpr std::int64_t kMaxTile = 64;
 // Weight bytes of a whole call below which one thread is faster than waking a second.
@@ -174,12 +179,16 @@ void pack_columns(DType dtype, const float* in, std::int64_t columns, float* out
 }
 
 std::int64_t expert_decode_scratch(const ExpertDecodeProblem& problem, std::int64_t total_tokens) {
-  return total_tokens * (packed_columns(problem.hidden) + packed_columns(problem.intermediate));
+  return kScratchAlignment / static_cast<std::int64_t>(sizeof(float)) +
+         total_tokens * (packed_columns(problem.hidden) + packed_columns(problem.intermediate));
 }
 
 void expert_decode(CpuIsa isa, const ExpertDecodeProblem& problem,
                    std::span<const ExpertWork> works, float* scratch, ParallelFor& parallel) {
   check(problem, works);
+  void* aligned = scratch;
+  std::size_t space = std::numeric_limits<std::size_t>::max();
+  scratch = static_cast<float*>(std::align(kScratchAlignment, 1, aligned, space));
   std::int64_t total_tokens = 0;
   for (const ExpertWork& work : works) total_tokens += work.num_tokens;
   const Call call{.problem = problem,

@@ -1,13 +1,12 @@
 // Dot products of weight rows, AVX2 + FMA + F16C.
 //
-// Mapping: two ymm hold the 16 partial sums of one (row, token); as many rows run together as 16
-// registers carry. A step takes 32 columns, as 16 + 16 (fp32, fp16) or even + odd (bf16).
+// Mapping: two ymm hold the 16 partial sums of one (row, token); 16 registers carry four tokens of
+// one row. A step takes 32 columns, as 16 + 16 (fp32, fp16) or even + odd (bf16).
 // Traffic and numerics as in expert_decode_avx512.cc.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
-#include <algorithm>
 #include <cstring>
 
 #include "kernels/tiers.h"
@@ -19,8 +18,7 @@
 namespace sluice {
 namespace {
 
-constexpr int kHalves = 2;                     // registers per 16 partial sums
-constexpr std::int64_t kPrefetchBytes = 4096;  // at least so far ahead, however short the rows
+constexpr int kHalves = 2;  // registers per 16 partial sums
 
 /// The two turns of eight partial sums in one step.
 struct Turns {
@@ -60,12 +58,11 @@ SLUICE_TIER float fold(const __m256 (&sum)[kHalves]) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-/// Fetches the lines of a step `ahead` bytes past `p`, be they ours or not: a prefetch never
-/// faults.
-template <class T>
-SLUICE_TIER void prefetch_step(const T* p, std::uintptr_t ahead) {
+/// Fetches the lines of a step kAhead bytes past `p`, be they ours or not: a prefetch never faults.
+template <std::uintptr_t kAhead, class T>
+SLUICE_TIER void prefetch_step(const T* p) {
   for (std::uintptr_t line = 0; line < kStep * sizeof(T); line += 64) {
-    const auto address = reinterpret_cast<std::uintptr_t>(p) + ahead + line;
+    const auto address = reinterpret_cast<std::uintptr_t>(p) + kAhead + line;
     _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T1);
   }
 }
@@ -88,13 +85,11 @@ SLUICE_TIER void add_step(const typename Load::T* rows, std::int64_t stride, con
   }
 }
 
-template <class Load, int kRows, int kTokens>
+template <class Load, int kRows, std::uintptr_t kAhead, int kTokens>
 SLUICE_TIER void dot_block(const DotRowsArgs& args, std::int64_t row) {
   using T = typename Load::T;
   const std::int64_t columns = args.columns;
   const T* rows = static_cast<const T*>(args.rows) + row * columns;
-  const auto ahead = static_cast<std::uintptr_t>(std::max<std::int64_t>(
-      kRows * columns * static_cast<std::int64_t>(sizeof(T)), kPrefetchBytes));
   const float* x[kTokens];
   for (int t = 0; t < kTokens; ++t) x[t] = args.x[t];
   __m256 sum[kRows][kTokens][kHalves];
@@ -104,7 +99,7 @@ SLUICE_TIER void dot_block(const DotRowsArgs& args, std::int64_t row) {
 
   std::int64_t column = 0;
   for (; column + kStep <= columns; column += kStep) {
-    for (int r = 0; r < kRows; ++r) prefetch_step(rows + r * columns + column, ahead);
+    for (int r = 0; r < kRows; ++r) prefetch_step<kAhead>(rows + r * columns + column);
     add_step<Load, kRows, kTokens>(rows + column, columns, x, column, sum);
   }
   if (column < columns) {
@@ -123,24 +118,26 @@ SLUICE_TIER void dot_block(const DotRowsArgs& args, std::int64_t row) {
   }
 }
 
-template <class Load, int kRows, int kTokens>
+template <class Load, int kTokens, int kRows, std::uintptr_t kAhead>
 SLUICE_TIER void dot_rows_of(const DotRowsArgs& args) {
   std::int64_t row = 0;
-  for (; row + kRows <= args.num_rows; row += kRows) dot_block<Load, kRows, kTokens>(args, row);
-  for (; row < args.num_rows; ++row) dot_block<Load, 1, kTokens>(args, row);
+  for (; row + kRows <= args.num_rows; row += kRows) {
+    dot_block<Load, kRows, kAhead, kTokens>(args, row);
+  }
+  for (; row < args.num_rows; ++row) dot_block<Load, 1, kAhead, kTokens>(args, row);
 }
 
 template <class Load>
 SLUICE_ENTRY void dot_rows(const DotRowsArgs& args) {
   switch (args.num_tokens) {
     case 1:
-      return dot_rows_of<Load, 2, 1>(args);
+      return dot_rows_of<Load, 1, 1, 1024>(args);
     case 2:
-      return dot_rows_of<Load, 2, 2>(args);
+      return dot_rows_of<Load, 2, 1, 8192>(args);
     case 3:
-      return dot_rows_of<Load, 1, 3>(args);
+      return dot_rows_of<Load, 3, 1, 16384>(args);
     case 4:
-      return dot_rows_of<Load, 1, 4>(args);
+      return dot_rows_of<Load, 4, 1, 16384>(args);
     default:
       return;
   }

@@ -67,7 +67,7 @@ class Bench:
         self.built = built
         self.root = root
         self.ids = prompt_ids(built)
-        self.bits: dict[str, tuple[Row, Outcome]] = {}
+        self.bits: dict[tuple[str, int], tuple[Row, Outcome]] = {}
         self._stock: dict[str, nn.Module | Exception] = {}
         self._packs: dict[tuple[str, str], Path] = {}
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from . import zoo
 from .cells import DTYPES, FACTORS, STORAGE, Bench, Row, compare, hinting, run
@@ -24,6 +25,7 @@ OFFLOADED = [family for family in FAMILIES if family not in NOT_BUILT["refused"]
 # Gated and plain; biased, interleaved and transposed; grouped routing beside shared experts; no
 # gate; experts outside any block.
 IN_FULL = ("mixtral", "gpt_oss", "deepseek_v3", "nemotron_h", "gemma4")
+ON_TWO_THREADS = "mixtral"  # the other models are too small to gain from a second one
 COVERING = covering_rows(FACTORS)
 BenchOf = Callable[[str], Bench]
 
@@ -76,11 +78,10 @@ def check_cell(bench: Bench, cell: Row) -> None:
     bench.reference(dtype)
     sites = bench.built.sites
     with bench.offloaded(cell) as model:
-        slots = sum(len(size_class) for size_class in model.sluice.residency())
-        assert slots == _expected_slots(bench, cell["slots"])
+        assert _slots(model) == _expected_slots(bench, cell)
         ours = run(model, sites, bench.ids, hinting(model, cell["hints"]))
         stats = model.sluice.stats()
-    first_cell, first = bench.bits.setdefault(dtype, (cell, ours))
+    first_cell, first = bench.bits.setdefault((dtype, torch.get_num_threads()), (cell, ours))
     assert ours.same_bits(first), f"other bits than {_id(first_cell)}"
     assert stats.peak_resident_bytes <= stats.budget_bytes
     assert stats.requests == stats.hits + stats.late + stats.misses
@@ -96,10 +97,16 @@ def check_cell(bench: Bench, cell: Row) -> None:
         assert_restored(bench, dtype)
 
 
-def _expected_slots(bench: Bench, slots: str) -> int:
+def _slots(model: nn.Module) -> int:
+    return sum(len(size_class) for size_class in model.sluice.residency())
+
+
+def _expected_slots(bench: Bench, cell: Row) -> int:
+    if cell["backing"] == "ram" and cell["slots"] == "all":
+        return 0  # experts that all fit are computed where they lie
     modules = [bench.built.model.get_submodule(site) for site in bench.built.sites]
     experts = sum(module.down_proj.shape[0] for module in modules)
-    return {"one": 1, "quarter": experts // 4, "all": experts}[slots]
+    return {"one": 1, "quarter": experts // 4, "all": experts}[cell["slots"]]
 
 
 def assert_restored(bench: Bench, dtype: str) -> None:

@@ -59,7 +59,7 @@ Json layer_json(const StoredLayer& layer) {
                        {"intermediate", layout.intermediate},
                        {"gated", layout.gated},
                        {"bias", layout.has_bias},
-                       {"blob_bytes", std::uint64_t{blob_bytes(layout)}}});
+                       {"expert_bytes", std::uint64_t{layout.bytes()}}});
 }
 
 StoredLayer read_layer(const Json& json) {
@@ -75,11 +75,11 @@ StoredLayer read_layer(const Json& json) {
   layer.layout.intermediate = number(json, "intermediate", kMaxPackWidth);
   layer.layout.gated = flag(json, "gated");
   layer.layout.has_bias = flag(json, "bias");
-  const std::uint64_t* stated = member(json, "blob_bytes").as_uint64();
-  if (stated == nullptr || *stated != blob_bytes(layer.layout)) {
-    refuse("layer \"" + layer.name + "\": got blob_bytes " +
-           member(json, "blob_bytes").dump().substr(0, 64) + ", expected " +
-           std::to_string(blob_bytes(layer.layout)) + " from its sizes");
+  const Json& stated = member(json, "expert_bytes");
+  const std::uint64_t expected = layer.layout.bytes();
+  if (stated.as_uint64() == nullptr || *stated.as_uint64() != expected) {
+    refuse("layer \"" + layer.name + "\": got expert_bytes " + stated.dump().substr(0, 64) +
+           ", expected " + std::to_string(expected) + " from its sizes; write the pack again");
   }
   return layer;
 }

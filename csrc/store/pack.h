@@ -36,7 +36,12 @@ struct PackManifest {
 /// lies there (delete it, or pass `fresh`).
 class PackWriter {
  public:
-  PackWriter(std::string path, PackManifest manifest, bool fresh = false);
+  /// What is written is synced and journalled every 256 MiB (kernels.md section 2): what a crash
+  /// can cost.
+  static constexpr std::uint64_t kSyncBytes = 256 * kMiB;
+
+  PackWriter(std::string path, PackManifest manifest, bool fresh = false,
+             std::uint64_t sync_bytes = kSyncBytes);
   ~PackWriter();  ///< without `finish`: leaves `.partial` and `.journal` for a resume
   PackWriter(const PackWriter&) = delete;
   PackWriter& operator=(const PackWriter&) = delete;

@@ -77,7 +77,8 @@ class ModelPlan:
         overlap_bytes: Two of each size: from here on reading overlaps computing.
         layer_bytes: The largest layer at once.
         pack_bytes: Disk that a pack takes, its header apart.
-        workspace_bytes: Bounds memory beside the budget while decoding one sequence.
+        workspace_bytes: Beside the budget while decoding one sequence: bounce buffers and scratch.
+        prompt_bytes_per_token: What each token of a prompt adds to it, and a little more.
         budgets: One row each.
     """
 
@@ -89,6 +90,7 @@ class ModelPlan:
     layer_bytes: int
     pack_bytes: int
     workspace_bytes: int
+    prompt_bytes_per_token: int
     budgets: tuple[Budget, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,6 +143,7 @@ def plan_model(
             for layer in layers
         ),
         workspace_bytes=bounce + scratch,
+        prompt_bytes_per_token=scratch,
         budgets=tuple(_buy(label, size, layers) for label, size in asked),
     )
 

@@ -21,7 +21,7 @@ REFERENCE = str(reference_model())
 def sluice(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "sluice", *arguments],
-        env=os.environ | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ import pytest
 def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "sluice", "demo", *arguments],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -73,7 +73,11 @@ def test_a_differing_token_is_shown_and_ends_with_exit_code_1() -> None:
         "sys.exit(main(['demo', '--max-new-tokens', '2']))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", driver], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", driver],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 1
     assert "tokens equal: 9 of 10 tasks" in done.stdout

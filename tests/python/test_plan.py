@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import sluice
 from sluice.errors import CapacityError, ConfigError
 from sluice.hf.auto import load_causal_lm
 from sluice.hf.describe import describe_model
 from sluice.plan import LayerShape, plan_model
 from sluice.reference import reference_model
-
-import sluice
 
 
 def layer(experts: int = 8, top_k: int = 2, slot_bytes: int = 4096) -> LayerShape:
@@ -29,11 +30,14 @@ def test_a_session_gets_the_slots_that_were_planned(budget: str) -> None:
     shapes = describe_model(reference_model() / "config.json")
     planned = plan_model("reference", shapes, budget)
     options = sluice.OffloadOptions(device_memory=budget)
-    with load_causal_lm(reference_model(), offload=options).sluice as session:
+    model = load_causal_lm(reference_model(), offload=options)
+    with model.sluice as session, torch.no_grad():
+        model(torch.tensor([[1]]))
         assert session.store.total_slot_bytes == planned.total_bytes
         assert sum(map(len, session.residency())) == planned.budgets[0].slots
         assert session.stats().slab_bytes == planned.budgets[0].slab_bytes
         assert session.stats().workspace_bytes <= planned.workspace_bytes
+        assert session.stats().requests == sum(min(layer.top_k, 32) for layer in shapes)
 
 
 def test_the_bytes_of_mixtral_are_those_of_its_published_shape(tmp_path: Path) -> None:

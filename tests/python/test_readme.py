@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from sluice.reference import reference_model
 
 README = Path(__file__).parents[2] / "README.md"
@@ -37,6 +38,7 @@ def run(command: list[str], folder: Path) -> None:
         "SLUICE_CACHE": str(folder / "cache"),
         "SLUICE_BENCH_DIR": str(folder / "bench"),
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300

@@ -74,8 +74,9 @@ def text_of(plan: ModelPlan, constants: Any) -> str:
         f"least budget {format_bytes(plan.least_bytes)} ({plan.least_bytes} bytes); reading "
         f"overlaps computing from {format_bytes(plan.overlap_bytes)}; one layer at once takes "
         f"{format_bytes(plan.layer_bytes)}",
-        f"beside the budget: workspace up to {format_bytes(plan.workspace_bytes)} while decoding "
-        f"one sequence; a pack would take {format_bytes(plan.pack_bytes)} of disk",
+        f"beside the budget: {format_bytes(plan.workspace_bytes)} of workspace while decoding one "
+        f"sequence, and at least {format_bytes(plan.prompt_bytes_per_token)} more for each token "
+        f"of a prompt; a pack would take {format_bytes(plan.pack_bytes)} of disk",
     ]
     waves = [budget.label for budget in plan.budgets if budget.waves_at_decode > 1]
     if waves:

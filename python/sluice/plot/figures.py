@@ -97,9 +97,11 @@ def hits_over_tokens(recording: Recording, *, axes: Axes | None = None) -> Figur
     _name_runs(panel, recording)
     several = len({step.label for step in recording.steps}) > 1
     panel.set(xlabel="token", ylabel="experts asked for")
-    panel.set_title("Hits and misses of each token", pad=58 if several else None)
+    panel.set_title("Hits and misses of each token", pad=74 if several else None)
     panel.set_xlim(-0.5, max(1, len(recording.steps)) - 0.5)
-    panel.legend(loc="lower right", fontsize=8, ncols=4, framealpha=0.9)
+    panel.legend(
+        loc="upper right", bbox_to_anchor=(1.0, -0.1), fontsize=8, ncols=4, frameon=False
+    )
     return figure
 
 
@@ -266,9 +268,10 @@ def _name_runs(axes: Axes, recording: Recording) -> None:
             label,
             (at[0], 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(0, 2),
+            xytext=(0, 3),
             textcoords="offset points",
-            rotation=60,
+            rotation=90,
             va="bottom",
+            ha="left",
             fontsize=8,
         )

@@ -151,8 +151,10 @@ void LayerRun::open(const ForwardArgs& args) {
   ring_limit_ = static_cast<std::size_t>(std::max<std::int64_t>(2, (num_slots + 7) / 8));
   ring_next_ = 0;
   if (report_.streamed) {
-    std::stable_sort(unplaced_.begin(), unplaced_.end(), [&](std::int32_t a, std::int32_t b) {
-      return need(a).group->count > need(b).group->count;
+    std::sort(unplaced_.begin(), unplaced_.end(), [&](std::int32_t a, std::int32_t b) {
+      const std::int64_t waiting_a = need(a).group->count;
+      const std::int64_t waiting_b = need(b).group->count;
+      return waiting_a != waiting_b ? waiting_a > waiting_b : a < b;
     });
   }
 }

@@ -19,21 +19,11 @@ class Turn {
   /// Blocks until the turn is free; asks `interrupted` every 50 ms.
   /// Errors: Error when this thread has the turn; Interrupted.
   void take(const char* verb, const std::function<bool()>& interrupted) EXCLUDES(mu_) {
-    const MutexLock lock(mu_);
-    require<Error>(owner_ != std::this_thread::get_id(), [&] {
-      return std::string(verb) +
-             ": called from inside a forward of the same session, expected a call outside of its "
-             "callbacks";
-    });
-    while (owner_ != std::thread::id{}) {
-      free_.wait_for(mu_, std::chrono::milliseconds(50));
-      if (owner_ == std::thread::id{} || !interrupted) continue;
-      mu_.unlock();
-      const bool stop = interrupted();
-      mu_.lock();
-      if (stop) throw Interrupted(std::string(verb) + ": interrupted while another call runs");
+    while (!take_within(verb, std::chrono::milliseconds(50))) {
+      if (interrupted && interrupted()) {
+        throw Interrupted(std::string(verb) + ": interrupted while another call runs");
+      }
     }
-    owner_ = std::this_thread::get_id();
   }
   void give() EXCLUDES(mu_) {
     const MutexLock lock(mu_);
@@ -42,6 +32,19 @@ class Turn {
   }
 
  private:
+  bool take_within(const char* verb, std::chrono::nanoseconds slice) EXCLUDES(mu_) {
+    const MutexLock lock(mu_);
+    require<Error>(owner_ != std::this_thread::get_id(), [&] {
+      return std::string(verb) +
+             ": called from inside a forward of the same session, expected a call outside of its "
+             "callbacks";
+    });
+    if (owner_ != std::thread::id{}) free_.wait_for(mu_, slice);
+    if (owner_ != std::thread::id{}) return false;
+    owner_ = std::this_thread::get_id();
+    return true;
+  }
+
   Mutex mu_;
   CondVar free_;
   std::thread::id owner_ GUARDED_BY(mu_);

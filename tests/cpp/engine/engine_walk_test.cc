@@ -207,10 +207,11 @@ TEST(EngineWalk, KeepsEveryInvariantOverAHundredThousandSteps) {
   std::vector<std::vector<std::byte>> expected;
   PlainForward plain(model);
   for (int i = 0; i < 48; ++i) {
-    calls.push_back(make_call(
-        shape, i % 2,
-        {.num_tokens = std::array{1, 1, 1, 2, 9}[i % 5], .top_k = 1 + i % 4, .odd_entries = i % 3 == 0},
-        rng));
+    calls.push_back(make_call(shape, i % 2,
+                              {.num_tokens = std::array{1, 1, 1, 2, 9}[i % 5],
+                               .top_k = 1 + i % 4,
+                               .odd_entries = i % 3 == 0},
+                              rng));
     expected.push_back(plain(calls.back()));
   }
   Coverage coverage(coverage_rows());

@@ -32,7 +32,9 @@ bool is_space(char c) { return c == ' ' || c == '\t'; }
 
 [[noreturn]] void refuse(std::string_view text) {
   throw ConfigError("size: got \"" + std::string(text.substr(0, 64)) +
-                    "\", expected bytes or a size such as \"6GiB\", \"6GB\" or \"25%\"");
+                    "\", expected bytes, an amount such as \"6GiB\", \"1.5GB\" or \"512MiB\" below "
+                    "2^63 bytes, or "
+                    "a share from above \"0%\" to \"100%\"");
 }
 
 struct Decimal {
@@ -76,7 +78,9 @@ Size parse_size(std::string_view text) {
   if (rest == "%") {
     const double percent = static_cast<double>(number.whole) +
                            static_cast<double>(number.fraction) / static_cast<double>(number.scale);
-    return {.kind = Size::Kind::kShare, .share = percent / 100.0};
+    if (number.whole + number.fraction == 0) refuse(text);
+    if (number.whole > 100 || (number.whole == 100 && number.fraction != 0)) refuse(text);
+    return {.kind = Size::Kind::kShare, .bytes = 0, .share = percent / 100.0};
   }
   std::string unit(rest);
   for (char& c : unit) {
@@ -88,7 +92,7 @@ Size parse_size(std::string_view text) {
     const Wide bytes =
         Wide{number.whole} * known.bytes + Wide{number.fraction} * known.bytes / number.scale;
     if (bytes >> 63 != 0) refuse(text);
-    return {.kind = Size::Kind::kBytes, .bytes = static_cast<std::uint64_t>(bytes)};
+    return {.kind = Size::Kind::kBytes, .bytes = static_cast<std::uint64_t>(bytes), .share = 0};
   }
   refuse(text);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -47,12 +48,9 @@ bool spin_until(Done done) {
 /// Workers enter an open gate by compare-and-swap and leave by counting `left_`; the caller closes
 /// it when the tickets are gone and waits for those inside. So the fields of a job are written only
 /// while nobody is inside, and a worker that wakes too late never looks at them.
-class ThreadPool final : public ParallelFor {
+class Team {
  public:
-  explicit ThreadPool(int num_threads) : owner_(getpid()) {
-    require<ConfigError>(num_threads >= 1 && num_threads <= 4096, [&] {
-      return "threads: got " + std::to_string(num_threads) + ", expected 1 to 4096";
-    });
+  explicit Team(int num_threads) {
     try {
       for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(); });
     } catch (...) {  // the system refused a thread: those that run must end first
@@ -60,22 +58,12 @@ class ThreadPool final : public ParallelFor {
       throw;
     }
   }
-  ~ThreadPool() override {
-    if (getpid() == owner_) stop();
-    // Left over in a forked child, where the workers do not exist: there is nobody to join.
-    for (std::thread& worker : workers_) worker.detach();
-  }
-  ThreadPool(const ThreadPool&) = delete;
-  ThreadPool& operator=(const ThreadPool&) = delete;
+  ~Team() { stop(); }
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
 
-  [[nodiscard]] int num_threads() const override { return static_cast<int>(workers_.size()) + 1; }
-
-  void run(std::int64_t count, std::int64_t grain, RangeFn fn) override {
-    if (count <= 0) return;
-    grain = std::max<std::int64_t>(grain, 1);
-    if (workers_.empty() || count <= grain || getpid() != owner_) return fn(0, count);
-
-    const std::int64_t tickets = num_threads() * kTicketsPerThread;
+  void run(std::int64_t count, std::int64_t grain, const RangeFn& fn) {
+    const auto tickets = static_cast<std::int64_t>(workers_.size() + 1) * kTicketsPerThread;
     fn_ = &fn;
     count_ = count;
     chunk_ = std::max(grain, (count + tickets - 1) / tickets);
@@ -150,7 +138,6 @@ class ThreadPool final : public ParallelFor {
     workers_.clear();
   }
 
-  const pid_t owner_;
   std::vector<std::thread> workers_;
 
   // The job; see the class comment.
@@ -169,9 +156,41 @@ class ThreadPool final : public ParallelFor {
   std::atomic<bool> stopping_{false};
 };
 
+class ThreadPool final : public ParallelFor {
+ public:
+  explicit ThreadPool(int num_threads)
+      : owner_(getpid()),
+        num_threads_(num_threads),
+        team_(num_threads > 1 ? std::make_unique<Team>(num_threads) : nullptr) {}
+  ~ThreadPool() override {
+    // A forked child has the team's memory without its threads: nobody to join, and destroying a
+    // condition variable that they wait on would wait for them. So the child leaves it behind.
+    if (getpid() != owner_) (void)team_.release();
+  }
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  [[nodiscard]] int num_threads() const override { return num_threads_; }
+
+  void run(std::int64_t count, std::int64_t grain, RangeFn fn) override {
+    if (count <= 0) return;
+    grain = std::max<std::int64_t>(grain, 1);
+    if (team_ == nullptr || count <= grain || getpid() != owner_) return fn(0, count);
+    team_->run(count, grain, fn);
+  }
+
+ private:
+  const pid_t owner_;
+  const int num_threads_;
+  std::unique_ptr<Team> team_;
+};
+
 }  // namespace
 
 std::unique_ptr<ParallelFor> make_thread_pool(int num_threads) {
+  require<ConfigError>(num_threads >= 1 && num_threads <= 4096, [&] {
+    return "threads: got " + std::to_string(num_threads) + ", expected 1 to 4096";
+  });
   return std::make_unique<ThreadPool>(num_threads);
 }
 

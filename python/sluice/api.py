@@ -42,12 +42,12 @@ def offload(model: Any, *, options: OffloadOptions | None = None, **fields: Any)
             "put the fields into OffloadOptions"
         )
     if options is None and fields.get("device_memory") is None:
-        checked = OffloadOptions(**{**fields, "device_memory": "100%"})
-        sites = inplace.find_sites(model, checked.exclude, checked.strict)
-        raise describe.missing_budget(model, sites)
-    options = options or OffloadOptions(**fields)
-    sites = inplace.find_sites(model, options.exclude, options.strict)
-    return inplace.offload_model(model, sites, options)
+        checked = OffloadOptions.from_dict({**fields, "device_memory": "100%"})
+        survey = inplace.survey_model(model, checked.exclude, checked.strict)
+        raise describe.missing_budget(model, survey.sites)
+    options = options or OffloadOptions.from_dict(fields)
+    survey = inplace.survey_model(model, options.exclude, options.strict)
+    return inplace.offload_model(model, survey, options)
 
 
 def restore(model: Any) -> None:
@@ -84,10 +84,9 @@ def from_pretrained(cls: Any, model_id: Any, *, offload: Any = None, **hf_kwargs
         CheckpointError: The checkpoint misses an expert or lies about one.
     """
     from sluice.hf import compat, describe
-    from sluice.hf.quantizer import OffloadConfig, register
+    from sluice.hf.quantizer import OffloadConfig
 
     compat.version()
-    register()
     if hf_kwargs.get("quantization_config") is not None:
         raise ConfigError(
             "from_pretrained: got quantization_config= beside offload=, expected one of the two"
@@ -98,7 +97,8 @@ def from_pretrained(cls: Any, model_id: Any, *, offload: Any = None, **hf_kwargs
         offload = OffloadConfig(**(offload or {}))
     elif not isinstance(offload, OffloadConfig):
         raise ConfigError(
-            f"offload: got {type(offload).__name__}, expected OffloadConfig, OffloadOptions or a dict"
+            f"offload: got {type(offload).__name__}, expected OffloadConfig, OffloadOptions or "
+            "their fields in a dict"
         )
     config = hf_kwargs.get("config") or describe.load_config(model_id, hf_kwargs)
     describe.refuse_quantised(config, str(model_id))

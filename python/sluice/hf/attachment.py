@@ -8,14 +8,13 @@ patched. The model owns the attachment and the session; neither owns the model.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from sluice.hf import compat
-from sluice.hf.detect import ExpertSite, owners_of_experts
+from sluice.hf.detect import Survey, owners_of_experts
 from sluice.hf.experts import OffloadedExperts
 
 _ATTRIBUTE = "_sluice_attachment"
@@ -26,9 +25,10 @@ _WRAPPED = ("get_memory_footprint", "save_pretrained", "_apply")
 class Attachment:
     """The sites of one model while they are offloaded."""
 
-    def __init__(self, model: nn.Module, sites: Sequence[ExpertSite]) -> None:
-        self.sites = tuple(sites)
+    def __init__(self, model: nn.Module, survey: Survey) -> None:
+        self.sites = sites = survey.sites
         self.modules = tuple(OffloadedExperts(site) for site in sites)
+        self._left_resident = len(survey.left_resident)
         self.session: Any = None
         self.holding = "checkpoint"
         self._implementations = [
@@ -60,6 +60,10 @@ class Attachment:
             module.bind(session, layer, {name: getattr(site.module, name) for name in names})
         self.session = session
         self.holding = holding
+        if holding == "ram":
+            session.note("adopted_in_ram", len(self.sites))
+        if self._left_resident:
+            session.note("experts_left_resident", self._left_resident)
         generation = getattr(model, "generation_config", None)
         if generation is not None:
             self._generation = [(generation, getattr(generation, "disable_compile", None))]
@@ -68,9 +72,10 @@ class Attachment:
         object.__setattr__(model, "sluice", session)
         object.__setattr__(model, _ATTRIBUTE, self)
         self._finalizer = weakref.finalize(model, session.close)
+        self._finalizer.atexit = False  # the session has a way of its own to end with the process
 
     def swap_out(self, model: nn.Module) -> None:
-        """Gives the original modules, config fields and methods back. Bytes are not its business."""
+        """Gives the original modules, config fields and methods back; bytes are the caller's."""
         for site in self.sites:
             model.set_submodule(site.name, site.module)
         for config, before in self._implementations:

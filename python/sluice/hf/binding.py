@@ -116,9 +116,12 @@ def _ours(
     """`[tokens, H]` of the few-token kernel; of the same sums in torch for a generic gate."""
     if gate.is_generic:
         views = layout.unpack(site, stored, raw)
-        turned = (lambda m: m) if site.transposed else (lambda m: m.T)
-        inner = hidden @ turned(views["w13"].float()) + views.get("b13", 0)
-        return gate_function(site)(inner) @ turned(views["w2"].float()) + views.get("b2", 0)
+        w13, w2 = (
+            views[name].float() if site.transposed else views[name].float().T
+            for name in ("w13", "w2")
+        )
+        inner = hidden @ w13 + views.get("b13", 0)
+        return gate_function(site)(inner) @ w2 + views.get("b2", 0)
     ranges = layout.section_ranges(site, stored)
     base = raw.data_ptr()
     address = {name: base + ranges[name][0] if name in ranges else 0 for name in _SECTIONS}

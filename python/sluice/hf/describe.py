@@ -1,4 +1,4 @@
-"""A model's experts from its config alone: built on the meta device, asked by the same detection."""
+"""A model's experts from its config alone: built on meta, asked by the same detection."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,9 +81,22 @@ def dtype_name(dtype: torch.dtype) -> str:
     return _DTYPES[dtype]
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a model's experts are: sites, and modules that only `strict=False` lets pass."""
+
+    sites: tuple[ExpertSite, ...]
+    left_resident: tuple[str, ...]
+
+
 def find_expert_sites(
     model: nn.Module, *, exclude: Iterable[str] = (), strict: bool = True
 ) -> list[ExpertSite]:
+    """The sites alone of `survey_experts`."""
+    return list(survey_experts(model, exclude=exclude, strict=strict).sites)
+
+
+def survey_experts(model: nn.Module, *, exclude: Iterable[str] = (), strict: bool = True) -> Survey:
     """The sites of a model, in the order of its modules; works on the meta device.
 
     Args:
@@ -111,7 +125,7 @@ def find_expert_sites(
             leftover.append((name, module, likely, reason))
             taken.append(name)
     _judge(model, sites, leftover, strict)
-    return sites
+    return Survey(tuple(sites), tuple(entry[0] for entry in leftover))
 
 
 def _examine(name: str, module: nn.Module) -> tuple[ExpertSite | None, str]:
@@ -165,7 +179,7 @@ def _examine(name: str, module: nn.Module) -> tuple[ExpertSite | None, str]:
 
 def _not_decorated(module: nn.Module) -> str:
     """Why transformers' experts interface does not govern this module; "" when it does."""
-    forward = type(module).forward  # the instance's may be a hook
+    forward: Any = type(module).forward  # the instance's may be a hook
     if not hasattr(forward, "__wrapped__"):
         return "its class is not decorated with use_experts_implementation"
     if not all(hasattr(module, flag) for flag in ("has_gate", "has_bias", "is_transposed")):

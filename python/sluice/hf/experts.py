@@ -59,7 +59,7 @@ class OffloadedExperts(nn.Module):
         self._sluice_views = dict(views or {})
 
     @torch.compiler.disable
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         hidden_states: torch.Tensor,
         top_k_index: torch.Tensor | None = None,
@@ -78,24 +78,17 @@ class OffloadedExperts(nn.Module):
         weights = top_k_weights if top_k_weights is not None else routing_weights
         self._check(hidden_states, ids, weights)
         assert ids is not None and weights is not None
-        if torch.is_grad_enabled() and (hidden_states.requires_grad or weights.requires_grad):
-            return _NoGradient.apply(self, hidden_states, ids, weights)  # type: ignore[no-any-return]
-        return self.run(hidden_states, ids, weights)
-
-    @torch.no_grad()
-    def run(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """`forward` behind its checks."""
-        if hidden.shape[0] == 0:
-            return torch.empty_like(hidden)
+        if hidden_states.shape[0] == 0:
+            return torch.empty_like(hidden_states)
         if weights.dtype not in _ROUTING_DTYPES:
             weights = weights.float()
         out = self._sluice_session.experts_forward(
             self._sluice_layer,
-            hidden.to(self._sluice_dtype).contiguous(),  # autocast hands a narrower type
+            hidden_states.to(self._sluice_dtype).contiguous(),  # autocast hands a narrower type
             ids.to(torch.int64).contiguous(),
             weights.contiguous(),
         )
-        return out.to(hidden.dtype)
+        return out.to(hidden_states.dtype)
 
     def check_move(self, fn: TensorFn) -> None:
         """Refuses what `.to()`, `.half()` and their kin would do to weights that are not here.
@@ -108,8 +101,8 @@ class OffloadedExperts(nn.Module):
         probe = fn(torch.empty(0, dtype=self._sluice_dtype))
         if probe.dtype != self._sluice_dtype:
             raise UnsupportedModelError(
-                f"{self._label}: got a change of dtype to {probe.dtype}, but offloaded experts stay "
-                f"{self._sluice_dtype}; load the model with dtype={probe.dtype}, or "
+                f"{self._label}: got a change of dtype to {probe.dtype}, but offloaded experts "
+                f"stay {self._sluice_dtype}; load the model with dtype={probe.dtype}, or "
                 "sluice.restore(model) first"
             )
         if probe.device.type != "cpu":
@@ -121,7 +114,7 @@ class OffloadedExperts(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` shows of it."""
         experts, hidden, intermediate = self._sluice_shape
-        held = self._sluice_session is not None and "offloaded" or "not loaded"
+        held = (self._sluice_session is not None and "offloaded") or "not loaded"
         return (
             f"{self._sluice_class}, num_experts={experts}, hidden={hidden}, "
             f"intermediate={intermediate}, dtype={self._sluice_dtype}, {held}"
@@ -151,7 +144,8 @@ class OffloadedExperts(nn.Module):
         hidden_size = self._sluice_shape[1]
         if hidden.ndim != 2 or hidden.shape[1] != hidden_size:
             raise UnsupportedModelError(
-                f"{self._label}: got hidden states {list(hidden.shape)}, expected [T, {hidden_size}]"
+                f"{self._label}: got hidden states {list(hidden.shape)}, expected "
+                f"[T, {hidden_size}]"
             )
         if ids.ndim != 2 or ids.shape != weights.shape or ids.shape[0] != hidden.shape[0]:
             raise UnsupportedModelError(
@@ -188,8 +182,8 @@ class OffloadedExperts(nn.Module):
         held = [name for name in self._sluice_parameters if prefix + name in state_dict]
         if held:
             raise UnsupportedModelError(
-                f"{self._label}: got {', '.join(sorted(held))} to load into offloaded experts; load "
-                "the checkpoint with sluice.OffloadConfig, or sluice.restore(model) first"
+                f"{self._label}: got {', '.join(sorted(held))} to load into offloaded experts; "
+                "load the checkpoint with sluice.OffloadConfig, or sluice.restore(model) first"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -212,20 +206,4 @@ class OffloadedExperts(nn.Module):
         return UnsupportedModelError(
             f"{self._label}: offloaded experts can be neither copied nor pickled; "
             "sluice.restore(model) first"
-        )
-
-
-class _NoGradient(torch.autograd.Function):
-    """Runs the experts in eval mode with gradients enabled; only asking for one is an error."""
-
-    @staticmethod
-    def forward(ctx: Any, module: OffloadedExperts, hidden: Any, ids: Any, weights: Any) -> Any:  # type: ignore[override]
-        ctx.label = module._label  # pyright: ignore[reportPrivateUsage]
-        return module.run(hidden, ids, weights)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise UnsupportedModelError(
-            f"{ctx.label}: experts offloaded by sluice have no gradient; use torch.no_grad() or "
-            "sluice.restore(model)"
         )

@@ -25,7 +25,7 @@ _COLUMNS = 16
 _TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 GateFn = Callable[[torch.Tensor], torch.Tensor]
-NativeCallback = Callable[[int, str, int, int, int, int, int], None]
+NativeCallback = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +95,14 @@ def closed_form(
 def native_callback(function: GateFn) -> NativeCallback:
     """`function` as the engine calls it: on its own buffers, wrapped without copying.
 
+    Called as fn(layer, dtype, rows, in_columns, out_columns, in_address, out_address).
+
     The engine calls with the GIL on the caller's thread; what is raised ends the forward and comes
     out of it. `function` must not hold the session, or neither would ever be freed.
     """
 
-    def call(
-        _layer: int,
-        dtype: str,
-        rows: int,
-        in_columns: int,
-        out_columns: int,
-        in_address: int,
-        out_address: int,
-    ) -> None:
+    def call(*arguments: Any) -> None:
+        _layer, dtype, rows, in_columns, out_columns, in_address, out_address = arguments
         source = _wrap(in_address, dtype, rows, in_columns)
         target = _wrap(out_address, dtype, rows, out_columns)
         with torch.no_grad():

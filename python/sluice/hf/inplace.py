@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ from sluice.errors import ConfigError, UnsupportedModelError
 from sluice.hf import describe, layout
 from sluice.hf.attachment import Attachment, attachment_of
 from sluice.hf.binding import open_session
-from sluice.hf.detect import ExpertSite, dtype_name, find_expert_sites
+from sluice.hf.detect import ExpertSite, Survey, dtype_name, survey_experts
+from sluice.hf.restore import restore_model
 from sluice.hf.sources import PACK_SUFFIX, cache_folder, layer_geometry
 from sluice.progress import Progress, format_bytes
 
@@ -29,7 +31,7 @@ _log = logging.getLogger("sluice")
 _spill_numbers = itertools.count()
 
 
-def find_sites(model: nn.Module, exclude: Sequence[str] = (), strict: bool = True) -> Any:
+def survey_model(model: nn.Module, exclude: Sequence[str] = (), strict: bool = True) -> Survey:
     """The sites of a built model, with everything refused that path I cannot take.
 
     Raises:
@@ -42,13 +44,13 @@ def find_sites(model: nn.Module, exclude: Sequence[str] = (), strict: bool = Tru
             "one; sluice.restore(model) first"
         )
     describe.refuse_quantised(getattr(model, "config", None), type(model).__name__)
-    sites = find_expert_sites(model, exclude=exclude, strict=strict)
-    for site in sites:
+    survey = survey_experts(model, exclude=exclude, strict=strict)
+    for site in survey.sites:
         _refuse_odd_storage(site)
-    return sites
+    return survey
 
 
-def offload_model(model: nn.Module, sites: Sequence[ExpertSite], options: Any) -> Any:
+def offload_model(model: nn.Module, survey: Survey, options: Any) -> Any:
     """Offloads a built model; the session, which the model also carries as `model.sluice`.
 
     Raises:
@@ -61,10 +63,10 @@ def offload_model(model: nn.Module, sites: Sequence[ExpertSite], options: Any) -
             f"pack: got {options.pack!r}, expected 'auto' for a model that is built: its own "
             "weights count; name packs in OffloadConfig"
         )
-    in_ram = options.backing == "ram"
+    sites, in_ram = survey.sites, options.backing == "ram"
     store = _adopt(sites, options) if in_ram else _spill(sites, options)
     session = open_session(store, options, sites)
-    attachment = Attachment(model, sites)
+    attachment = Attachment(model, survey)
     try:
         attachment.swap_in(model)
         attachment.bind(model, session, holding="ram" if in_ram else "disk")
@@ -77,6 +79,7 @@ def offload_model(model: nn.Module, sites: Sequence[ExpertSite], options: Any) -
             for name in site.parameters.values():
                 parameter = getattr(site.module, name)
                 parameter.data = torch.empty(0, dtype=parameter.dtype)
+    session.add_close_hook(_restorer(model, attachment))
     _log.info(
         "%s: %d layers, %s, budget %d bytes",
         type(model).__name__,
@@ -85,6 +88,21 @@ def offload_model(model: nn.Module, sites: Sequence[ExpertSite], options: Any) -
         session.budget_bytes,
     )
     return session
+
+
+def _restorer(model: nn.Module, attachment: Attachment) -> Any:
+    """Gives a model that is still offloaded its experts back: what ends a `with` block.
+
+    Holds the attachment, and with it adopted memory, for as long as the session may read it.
+    """
+    reference = weakref.ref(model)
+
+    def hook() -> None:
+        held = reference()
+        if held is not None and attachment_of(held) is attachment:
+            restore_model(held)
+
+    return hook
 
 
 def _refuse_odd_storage(site: ExpertSite) -> None:
@@ -149,7 +167,7 @@ def _spill(sites: Sequence[ExpertSite], options: Any) -> Any:
             writer.close()
         store, _ = _core.open_pack(
             str(path),
-            chunk_bytes=layout.chunk_bytes(options),
+            chunk_bytes=options.chunk_bytes_as_int(),
             verify=options.verify,
             direct=options.direct,
         )

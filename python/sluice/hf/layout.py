@@ -125,13 +125,8 @@ def unpack(site: ExpertSite, stored: str, canonical: torch.Tensor) -> dict[str, 
 def empty_builder(options: Any) -> Any:
     """A `StoreBuilder` with the user's settings."""
     return _core.StoreBuilder(
-        chunk_bytes=chunk_bytes(options), verify=options.verify, direct=options.direct
+        chunk_bytes=options.chunk_bytes_as_int(), verify=options.verify, direct=options.direct
     )
-
-
-def chunk_bytes(options: Any) -> int:
-    """`OffloadOptions.chunk_bytes` as a number."""
-    return int(_core.parse_size(options.chunk_bytes)[1])
 
 
 def _natural_shape(site: ExpertSite, section: str) -> tuple[int, ...]:

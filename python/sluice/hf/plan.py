@@ -142,8 +142,8 @@ def _refuse_pickles(files: Sequence[str]) -> None:
     for path in files:
         if not path.endswith(".safetensors"):
             raise CheckpointError(
-                f"{path}: got a checkpoint that is no safetensors file, which would have to be read "
-                "whole; convert it once: model.save_pretrained(folder) writes safetensors"
+                f"{path}: got a checkpoint that is no safetensors file and would have to be "
+                "read whole; convert it once: model.save_pretrained(folder) writes safetensors"
             )
 
 
@@ -298,7 +298,7 @@ def _check_shapes(site: ExpertSite, section: str, group: Group) -> None:
                     f"{site.name}: expert {expert} has no tensor like {pattern}, expected "
                     f"{site.num_experts} of them; is a shard missing?"
                 )
-        extra = sorted(i for i in indexed if i is None or not 0 <= i < site.num_experts)
+        extra = [i for i in indexed if i is None or not 0 <= i < site.num_experts]
         if extra:
             raise CheckpointError(
                 f"{site.name}: got expert {extra[0]} ({indexed[extra[0]].key}), expected "
@@ -317,8 +317,8 @@ def _check_shapes(site: ExpertSite, section: str, group: Group) -> None:
 
 def _wrong_shape(source: Source, site: ExpertSite, expected: tuple[int, ...]) -> CheckpointError:
     return CheckpointError(
-        f"{source.key}: got shape {list(source.shape)}, expected {list(expected)} for {site.label}; "
-        "the config and the checkpoint disagree"
+        f"{source.key}: got shape {list(source.shape)}, expected {list(expected)} for "
+        f"{site.label}; the config and the checkpoint disagree"
     )
 
 
@@ -344,7 +344,8 @@ def _pieces(site: ExpertSite, section: str, group: Group) -> Iterator[Piece]:
             for pattern in _patterns(group):
                 source = group.sources[pattern][expert]
                 share = rows // len(_patterns(group))
-                yield _piece(site, section, expert, source, source.offset, share, columns, filled)
+                start = (source.offset, filled)
+                yield _piece(site, section, expert, source, start, (share, columns), flipped=False)
                 filled += share * columns * (_WIDTH[source.dtype] if section[0] == "w" else 4)
         return
     source = next(iter(group.all_sources()))[1]
@@ -353,22 +354,22 @@ def _pieces(site: ExpertSite, section: str, group: Group) -> Iterator[Piece]:
     flipped = flips is True or (flips is False and source.shape != (site.num_experts, *one))
     stride = source.nbytes // site.num_experts
     for expert in range(site.num_experts):
-        offset = source.offset + expert * stride
-        yield _piece(site, section, expert, source, offset, rows, columns, 0, flipped)
+        start = (source.offset + expert * stride, 0)
+        yield _piece(site, section, expert, source, start, (rows, columns), flipped=flipped)
 
 
-def _piece(
+def _piece(  # noqa: PLR0917
     site: ExpertSite,
     section: str,
     expert: int,
     source: Source,
-    offset: int,
-    rows: int,
-    columns: int,
-    section_offset: int,
-    flipped: bool = False,
+    start: tuple[int, int],
+    shape: tuple[int, int],
+    *,
+    flipped: bool,
 ) -> Piece:
-    """One section, or a part of it, whose canonical shape is [rows, columns]."""
+    """One section, or a part of it, of canonical `shape`; `start` is (source, target) offset."""
+    rows, columns = shape
     nbytes = rows * columns * _WIDTH.get(source.dtype, 8)
     if section[0] == "b":
         transform = "copy" if source.dtype == "F32" else "widen"
@@ -379,9 +380,9 @@ def _piece(
         expert=expert,
         section=section,
         file=source.file,
-        offset=offset,
+        offset=start[0],
         nbytes=nbytes,
-        section_offset=section_offset,
+        section_offset=start[1],
         transform=transform,
         rows=columns if turned else rows,
         columns=rows if turned else columns,

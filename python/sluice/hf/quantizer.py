@@ -3,7 +3,8 @@
 transformers calls the quantizer before loading, with the model on meta, and after it. Before, the
 experts' bytes are found in the checkpoint's headers and their modules replaced, so that the loader
 meets keys without a parameter and leaves them unread. After, the store is opened and the model
-becomes an ordinary one again. `register` runs once; importing this file registers nothing.
+becomes an ordinary one again. Importing this file registers both classes, once; `import sluice`
+does not import it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers import (  # documented names; the package says so at run time only
+    HfQuantizer,  # pyright: ignore[reportPrivateImportUsage]
+    register_quantization_config,  # pyright: ignore[reportPrivateImportUsage]
+    register_quantizer,  # pyright: ignore[reportPrivateImportUsage]
+)
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sluice.config import OffloadOptions
@@ -24,7 +28,7 @@ from sluice.errors import ConfigError, UnsupportedModelError
 from sluice.hf import compat, describe
 from sluice.hf.attachment import Attachment
 from sluice.hf.binding import open_session
-from sluice.hf.detect import ExpertSite, find_expert_sites
+from sluice.hf.detect import ExpertSite, survey_experts
 from sluice.hf.experts import OffloadedExperts
 from sluice.hf.plan import CheckpointPlan, plan_checkpoint
 from sluice.hf.sources import open_experts
@@ -32,8 +36,8 @@ from sluice.hf.sources import open_experts
 METHOD = "sluice_offload"
 _FIELDS = tuple(field.name for field in dataclasses.fields(OffloadOptions))
 _log = logging.getLogger("sluice")
-_lock = threading.Lock()
-_registered = False
+
+compat.version()
 
 
 class OffloadConfig(QuantizationConfigMixin):
@@ -115,13 +119,15 @@ class OffloadConfig(QuantizationConfigMixin):
             return getattr(held, name) if held else self.__dict__["_fields"].get(name)
         raise AttributeError(f"OffloadConfig has no {name}; its fields are {', '.join(_FIELDS)}")
 
-    def _set(self, fields: dict[str, Any]) -> None:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    def _set(self, given: dict[str, Any]) -> None:
+        fields: dict[str, Any] = {}
+        for key, value in given.items():
+            fields[key] = tuple(value) if isinstance(value, list) else value
         if fields.get("device_memory") is None:
-            OffloadOptions(**{**fields, "device_memory": "100%"})  # the other fields are checked
+            self.filters = OffloadOptions.from_dict({**fields, "device_memory": "100%"})
             self._options = None
         else:
-            self._options = OffloadOptions(**fields)
+            self._options = self.filters = OffloadOptions.from_dict(fields)
         self._fields = fields
 
 
@@ -156,18 +162,13 @@ class OffloadHfQuantizer(HfQuantizer):
                 "quantization_config: got OffloadConfig without checkpoint files, expected a "
                 "checkpoint; use sluice.offload(model) for a model that is built"
             )
-        filters = (
-            self._config.options
-            if self._config.is_complete
-            else OffloadOptions(
-                **{**self._config._fields, "device_memory": "100%"}  # pyright: ignore[reportPrivateUsage]
-            )
-        )
-        sites = find_expert_sites(model, exclude=filters.exclude, strict=filters.strict)
+        filters = self._config.filters
+        survey = survey_experts(model, exclude=filters.exclude, strict=filters.strict)
+        sites = survey.sites
         if not self._config.is_complete:
             raise describe.missing_budget(model, sites)
         self._plan = plan_checkpoint(model, sites, checkpoint_files)
-        self._attachment = Attachment(model, sites)
+        self._attachment = Attachment(model, survey)
         self._attachment.swap_in(model)
         compat.ignore_unexpected(model, _unexpected_patterns(model, sites))
 
@@ -203,7 +204,7 @@ class OffloadHfQuantizer(HfQuantizer):
         return False
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Offloaded experts have no gradient."""
         return False
 
@@ -213,15 +214,8 @@ class OffloadHfQuantizer(HfQuantizer):
         return False
 
 
-def register() -> None:
-    """Makes transformers know both classes; twice, or from two threads, is once."""
-    global _registered
-    with _lock:
-        if not _registered:
-            compat.version()
-            register_quantization_config(METHOD)(OffloadConfig)
-            register_quantizer(METHOD)(OffloadHfQuantizer)
-            _registered = True
+register_quantization_config(METHOD)(OffloadConfig)
+register_quantizer(METHOD)(OffloadHfQuantizer)
 
 
 def check_device_map(device_map: Any) -> None:
@@ -273,4 +267,4 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool | list)
 
 
-__all__ = ["METHOD", "OffloadConfig", "OffloadHfQuantizer", "OffloadedExperts", "register"]
+__all__ = ["METHOD", "OffloadConfig", "OffloadHfQuantizer", "OffloadedExperts"]

@@ -44,8 +44,8 @@ def open_experts(plan: CheckpointPlan, options: Any) -> Any:
         store, manifest = _open_pack(os.fspath(options.pack), options)
         if why := _misfit(plan, store, manifest, _core.fingerprint_files(plan.files)):
             raise CheckpointError(
-                f"{options.pack}: {why}; make one from this checkpoint with `sluice pack`, or leave "
-                "pack='auto'"
+                f"{options.pack}: {why}; make one from this checkpoint with `sluice pack`, or "
+                "leave pack='auto'"
             )
         return store
     folder = glob.escape(os.path.dirname(plan.files[0]))
@@ -150,7 +150,7 @@ def cache_folder(offload_dir: Any = None) -> Path:
 def _open_pack(path: str, options: Any) -> tuple[Any, dict[str, Any]]:
     return _core.open_pack(
         path,
-        chunk_bytes=layout.chunk_bytes(options),
+        chunk_bytes=options.chunk_bytes_as_int(),
         verify=options.verify,
         direct=options.direct,
     )
@@ -160,7 +160,10 @@ def _misfit(plan: CheckpointPlan, store: Any, manifest: dict[str, Any], fingerpr
     """Why a pack is not this plan's; "" when it is."""
     held = manifest["source_fingerprint"]
     if held != fingerprint:
-        return f"got a pack of another checkpoint (fingerprint {held[:12]}), expected {fingerprint[:12]}"
+        return (
+            f"got a pack of another checkpoint (fingerprint {held[:12]}), expected "
+            f"{fingerprint[:12]}"
+        )
     if store.num_layers != len(plan.sites):
         return f"got {store.num_layers} layers, expected {len(plan.sites)}"
     for index, site_plan in enumerate(plan.sites):

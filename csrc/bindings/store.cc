@@ -51,6 +51,7 @@ class Builder {
       : builder_(store_options(chunk_bytes, verify, direct, read_rate)) {}
 
   std::int32_t add_file(const std::string& path) {
+    ++num_files_;
     return static_cast<std::int32_t>(builder_.add_file(path));
   }
 
@@ -87,13 +88,18 @@ class Builder {
   }
 
   StoreHandle build(std::string description) {
-    if (!description.empty()) builder_.set_description(std::move(description));
+    if (description.empty()) {
+      description = num_files_ == 0 ? "adopted memory"
+                                    : std::to_string(num_files_) + " files in place";
+    }
+    builder_.set_description(std::move(description));
     return {builder_.build()};
   }
 
  private:
   ExpertStoreBuilder builder_;
   std::vector<ExpertLayout> layouts_;
+  std::int64_t num_files_ = 0;
 };
 
 py::bytes expert_bytes(const StoreHandle& handle, std::int32_t layer, std::int32_t expert) {

@@ -68,7 +68,7 @@ def _read_text(stats: Stats) -> str:
     text = f"read {size_text(stats.bytes_read)}"
     if reasons:
         text += f" ({', '.join(reasons)})"
-    if stats.demand_s > 0:
+    if stats.bytes_read_demand and stats.demand_s > 0:
         rate = stats.bytes_read_demand / stats.demand_s / 1e9
         text += f", {rate:.2f} GB/s while demands were in flight"
     return text

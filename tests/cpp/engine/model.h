@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <random>
 #include <string>
@@ -34,6 +35,7 @@ struct ModelShape {
   /// Bytes by which experts miss 64-byte alignment: 4 keeps them from being used in place.
   std::size_t misalignment = 4;
   std::size_t chunk_bytes = 4096;
+  std::string file{};  // where the experts are written and read from; empty: memory
 };
 
 inline std::vector<std::byte> random_values(DType dtype, std::int64_t count, std::mt19937_64& rng,
@@ -79,6 +81,19 @@ class Model {
                             static_cast<std::size_t>(shape.num_experts));
     std::memset(memory_.data(), 0, memory_.bytes());
     ExpertStoreBuilder builder({.chunk_bytes = shape.chunk_bytes});
+    const bool in_file = !shape.file.empty();
+    if (in_file) {
+      // Written before the store opens it; the pieces follow in the same order.
+      std::mt19937_64 same(seed);
+      std::byte* place = memory_.data() + shape.misalignment;
+      for (std::int32_t i = 0; i < shape.num_layers * shape.num_experts; ++i, place += stride)
+        fill(place, same);
+      std::ofstream out(shape.file, std::ios::binary);
+      out.write(reinterpret_cast<const char*>(memory_.data()),
+                static_cast<std::streamsize>(memory_.bytes()));
+      out.close();
+      file_ = builder.add_file(shape.file);
+    }
     std::byte* next = memory_.data() + shape.misalignment;
     for (std::int32_t l = 0; l < shape.num_layers; ++l) {
       builder.add_layer({.name = "layers." + std::to_string(l) + ".experts",
@@ -135,10 +150,11 @@ class Model {
   }
   void add_pieces(ExpertStoreBuilder& builder, ExpertKey key, const std::byte* expert) const {
     const auto add = [&](std::size_t offset, std::size_t bytes) {
-      builder.add_piece(key, {.file = FileIdx::kMemory,
-                              .offset = reinterpret_cast<std::uintptr_t>(expert) + offset,
-                              .bytes = bytes,
-                              .target_offset = offset});
+      const std::uint64_t start = file_ == FileIdx::kMemory
+                                      ? reinterpret_cast<std::uintptr_t>(expert)
+                                      : static_cast<std::uint64_t>(expert - memory_.data());
+      builder.add_piece(
+          key, {.file = file_, .offset = start + offset, .bytes = bytes, .target_offset = offset});
     };
     add(0, layout_.w13_bytes());
     add(layout_.w2_offset(), layout_.w2_bytes());
@@ -168,6 +184,7 @@ class Model {
 
   ModelShape shape_;
   ExpertLayout layout_;
+  FileIdx file_ = FileIdx::kMemory;
   AlignedBuffer memory_;
   std::vector<std::byte*> experts_;
   std::shared_ptr<const ExpertStore> store_;

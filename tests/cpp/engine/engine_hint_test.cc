@@ -1,0 +1,156 @@
+// Law 4: guesses may be late, wrong or refused; they never block and what they cost is accounted.
+#include <gtest/gtest.h>
+
+#include "engine/hint_queue.h"
+#include "engine/plain.h"
+#include "engine/rig.h"
+
+namespace sluice::testing {
+namespace {
+
+struct EngineHint : ::testing::Test {
+  ModelShape shape;
+  Model model{shape, 3};
+  std::size_t expert_bytes = 0;
+
+  EngineHint() {
+    for (std::int32_t c = 0; c < model.store()->num_chunks(make_key(0, 0)); ++c)
+      expert_bytes += model.store()->chunk_bytes(make_key(0, 0), c);
+  }
+  [[nodiscard]] Call call_for(const std::vector<std::int64_t>& experts) const {
+    std::mt19937_64 rng(11);
+    Call call = make_call(
+        shape, 0, {.num_tokens = 1, .top_k = static_cast<std::int64_t>(experts.size())}, rng);
+    call.ids = experts;
+    return call;
+  }
+  static void hint(Rig& rig, std::int32_t layer, std::int32_t expert, double probability = 1.0,
+                   Nanos deadline = kNever) {
+    const Hint hint{
+        .key = make_key(layer, expert), .probability = probability, .deadline = deadline};
+    rig.engine().hint({&hint, 1});
+  }
+};
+
+TEST_F(EngineHint, AGuessThatLandedInTimeIsAHitAndItsBytesAreUsed) {
+  Rig rig(model, {.device_memory = model.slots(4)});
+  hint(rig, 0, 2);
+  rig.land_all();
+  EXPECT_EQ(rig.engine().stats().bytes_read_hint_pending, expert_bytes);
+  const Call call = call_for({2});
+  EXPECT_EQ(rig.forward(call), PlainForward(model)(call));
+  const EngineStats stats = rig.engine().stats();
+  EXPECT_EQ(stats.hits, 1);
+  EXPECT_EQ(stats.bytes_read_hint_used, expert_bytes);
+  EXPECT_EQ(stats.bytes_read_hint_pending, 0u);
+  EXPECT_EQ(stats.bytes_read, expert_bytes);
+}
+
+TEST_F(EngineHint, AGuessUnderWayIsJoinedNotReadAgain) {
+  Rig rig(model, {.device_memory = model.slots(4), .depth = 1});
+  hint(rig, 0, 2);
+  const Call call = call_for({2, 3});
+  EXPECT_EQ(rig.forward(call), PlainForward(model)(call));
+  const EngineStats stats = rig.engine().stats();
+  EXPECT_EQ(stats.late, 1);
+  EXPECT_EQ(stats.misses, 1);
+  EXPECT_EQ(stats.bytes_read_hint_used, expert_bytes);
+  EXPECT_EQ(stats.bytes_read_demand, expert_bytes);
+}
+
+TEST_F(EngineHint, AWrongGuessIsWastedOnceItIsEvicted) {
+  Rig rig(model, {.device_memory = model.slots(1)});
+  hint(rig, 1, 2);
+  rig.land_all();
+  (void)rig.forward(call_for({5}));
+  const EngineStats stats = rig.engine().stats();
+  EXPECT_EQ(stats.bytes_read_hint_wasted, expert_bytes);
+  EXPECT_EQ(stats.evictions, 1);
+}
+
+TEST_F(EngineHint, UnknownExpertsAndNumbersThatAreNoneAreDropped) {
+  Rig rig(model, {.device_memory = model.slots(4)});
+  hint(rig, -1, 0);
+  hint(rig, 2, 0);
+  hint(rig, 0, 8);
+  hint(rig, 0, -1);
+  hint(rig, 0, 0, std::nan(""));
+  hint(rig, 0, 0, 0.0);
+  hint(rig, 0, 0, 1.0, -5);  // its deadline has passed
+  const EngineStats stats = rig.engine().stats();
+  EXPECT_EQ(stats.hints, 7);
+  EXPECT_EQ(stats.hints_dropped, 7);
+  EXPECT_TRUE(rig.link().history().empty());
+}
+
+TEST_F(EngineHint, AtMostHalfOfTheLinkCarriesGuessesTheBestFirst) {
+  Rig rig(model, {.device_memory = model.slots(16), .depth = 4});
+  std::vector<Hint> hints;
+  for (std::int32_t e = 0; e < 8; ++e)
+    hints.push_back({.key = make_key(1, e), .probability = 0.1 + 0.1 * e});
+  rig.engine().hint(hints);
+  std::set<std::int32_t> experts;
+  for (const ChunkCopy& copy : rig.link().waiting()) experts.insert(to_int(copy.key.expert));
+  EXPECT_LE(rig.link().waiting().size(), 2u);
+  EXPECT_TRUE(experts.contains(7));
+  rig.land_all();
+  EXPECT_EQ(rig.engine().stats().bytes_read_hint_pending, 8 * expert_bytes) << "none was lost";
+}
+
+TEST_F(EngineHint, GuessesThatHoldEverySlotMakeRoomForDemands) {
+  for (const int depth : {1, 2, 4, 8}) {
+    Rig rig(model, {.device_memory = model.slots(2), .depth = depth});
+    hint(rig, 1, 0, 0.9);
+    hint(rig, 1, 1, 0.8);
+    const Call call = call_for({4, 5, 6});
+    EXPECT_EQ(rig.forward(call), PlainForward(model)(call)) << "depth " << depth;
+    EXPECT_EQ(rig.engine().stats().misses, 3);
+  }
+}
+
+TEST_F(EngineHint, NoGuessTakesASlotWhileADemandHasNone) {
+  Rig rig(model, {.device_memory = model.slots(1), .policy = "lru", .depth = 2});
+  int guesses_started = 0;
+  rig.on_drive = [&] {
+    hint(rig, 1, 3);
+    for (const ChunkCopy& copy : rig.link().waiting())
+      if (copy.priority != Priority::kDemand) ++guesses_started;
+    rig.land_one();
+  };
+  (void)rig.forward(call_for({0, 1, 2, 3}));
+  rig.on_drive = nullptr;
+  EXPECT_EQ(guesses_started, 0);
+  rig.land_all();
+  EXPECT_GT(rig.engine().stats().bytes_read_hint_pending, 0u) << "afterwards it may";
+}
+
+TEST_F(EngineHint, DrainCancelsGuessesAndLeavesNothingInFlight) {
+  Rig rig(model, {.device_memory = model.slots(4), .depth = 2});
+  for (std::int32_t e = 0; e < 6; ++e) hint(rig, 1, e);
+  rig.engine().drain();
+  EXPECT_TRUE(rig.link().waiting().empty());
+  const EngineStats stats = rig.engine().stats();
+  EXPECT_EQ(stats.hints_dropped, 6);
+  EXPECT_EQ(stats.bytes_read, stats.bytes_read_hint_wasted + stats.bytes_read_hint_pending);
+  hint(rig, 1, 0);
+  rig.land_all();
+  EXPECT_EQ(rig.engine().stats().bytes_read_hint_pending, expert_bytes) << "guesses go on";
+}
+
+TEST(HintQueue, GivesTheBestFirstAndForgetsTheWorstWhenFull) {
+  HintQueue queue;
+  for (std::int32_t e = 0; e < static_cast<std::int32_t>(HintQueue::kCapacity); ++e) {
+    EXPECT_EQ(queue.push({.key = make_key(0, e), .probability = 0.5}), 0);
+  }
+  EXPECT_EQ(queue.push({.key = make_key(0, 3), .probability = 0.9}), 1) << "replaces itself";
+  EXPECT_EQ(queue.push({.key = make_key(1, 0), .probability = 0.1}), 1) << "worth less than all";
+  EXPECT_EQ(queue.push({.key = make_key(1, 1), .probability = 0.8}), 1);
+  EXPECT_EQ(queue.pop()->key, make_key(0, 3));
+  EXPECT_EQ(queue.pop()->key, make_key(1, 1));
+  EXPECT_EQ(queue.pop()->probability, 0.5);
+  EXPECT_EQ(queue.clear(), static_cast<std::int64_t>(HintQueue::kCapacity) - 3);
+  EXPECT_FALSE(queue.pop());
+}
+
+}  // namespace
+}  // namespace sluice::testing

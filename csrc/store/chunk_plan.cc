@@ -126,9 +126,10 @@ class Planner {
 void append_chunks(std::span<const Piece> pieces, DType layout_dtype, std::size_t chunk_bytes,
                    ChunkPlan& plan) {
   std::vector<Piece> ordered(pieces.begin(), pieces.end());
-  std::stable_sort(ordered.begin(), ordered.end(), [](const Piece& a, const Piece& b) {
+  std::sort(ordered.begin(), ordered.end(), [](const Piece& a, const Piece& b) {
     if (a.file != b.file) return a.file < b.file;
-    return a.file != FileIdx::kMemory && a.offset < b.offset;
+    if (a.file != FileIdx::kMemory && a.offset != b.offset) return a.offset < b.offset;
+    return a.target_offset < b.target_offset;  // unique: targets do not overlap
   });
   Planner planner(layout_dtype, chunk_bytes, plan);
   for (const Piece& piece : ordered) planner.add(piece);

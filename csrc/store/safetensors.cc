@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <tuple>
 #include <utility>
 
 #include "base/bytes.h"
@@ -169,10 +169,9 @@ SafetensorsHeader parse_safetensors_header(std::string_view header, std::uint64_
       out.tensors.push_back(read_tensor(name, entry, out.header_bytes));
     }
   }
-  std::stable_sort(out.tensors.begin(), out.tensors.end(),
-                   [](const TensorInfo& a, const TensorInfo& b) {
-                     return std::pair(a.offset, a.bytes) < std::pair(b.offset, b.bytes);
-                   });
+  std::sort(out.tensors.begin(), out.tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
+    return std::tie(a.offset, a.bytes, a.name) < std::tie(b.offset, b.bytes, b.name);
+  });
   check_tiling(out, file_bytes);
   return out;
 }

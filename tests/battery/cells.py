@@ -163,10 +163,8 @@ class Bench:
         source = self.pack(dtype, style) if cell["backing"] == "pack" else "auto"
         config = sluice.OffloadConfig(pack=str(source), offload_dir=self.root, **options)
         model = self.load(self.checkpoint(dtype, style), dtype, quantization_config=config)
-        try:
+        with model.sluice:
             yield model
-        finally:
-            model.sluice.close()
 
     def _runs(self, dtype: str) -> bool:
         try:

@@ -92,6 +92,9 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"mamba_d_state|ssm_state_size", _if_set(8)),
     (r"(hc_mult|hc_count|n_groups|o_groups)", _at_most(2)),
     (r"use_mamba_kernels", _always(False)),
+    (r"n_layers_per_attn_res_block|loop_layer_index_start", _at_most(1)),
+    (r"loop_layer_index_end", _at_most(NUM_LAYERS)),
+    (r"loop_num_passes", _at_most(2)),
 )
 
 

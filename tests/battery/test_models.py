@@ -73,12 +73,13 @@ def test_output_is_the_same_in_every_combination_of_every_family(
 def check_cell(bench: Bench, cell: Row) -> None:
     dtype = cell["dtype"]
     if dtype not in bench.dtypes:
-        COUNTS[f"cells in {dtype} where stock itself fails ({bench.built.name})"] += 1
-        return
+        COUNTS[f"cells in fp32 because stock itself has no {dtype} ({bench.built.name})"] += 1
+        dtype = "fp32"
+        cell = cell | {"dtype": dtype}
     bench.reference(dtype)
     sites = bench.built.sites
     with bench.offloaded(cell) as model:
-        assert _slots(model) == _expected_slots(bench, cell)
+        assert _slots(model) in _expected_slots(bench, cell)
         ours = run(model, sites, bench.ids, hinting(model, cell["hints"]))
         stats = model.sluice.stats()
     first_cell, first = bench.bits.setdefault((dtype, torch.get_num_threads()), (cell, ours))
@@ -101,12 +102,12 @@ def _slots(model: nn.Module) -> int:
     return sum(len(size_class) for size_class in model.sluice.residency())
 
 
-def _expected_slots(bench: Bench, cell: Row) -> int:
-    if cell["backing"] == "ram" and cell["slots"] == "all":
-        return 0  # experts that all fit are computed where they lie
+def _expected_slots(bench: Bench, cell: Row) -> tuple[int, ...]:
     modules = [bench.built.model.get_submodule(site) for site in bench.built.sites]
     experts = sum(module.down_proj.shape[0] for module in modules)
-    return {"one": 1, "quarter": experts // 4, "all": experts}[cell["slots"]]
+    if cell["backing"] == "ram" and cell["slots"] == "all":
+        return 0, experts  # what all fits is computed where it lies, if it lies as slots would
+    return ({"one": 1, "quarter": experts // 4, "all": experts}[cell["slots"]],)
 
 
 def assert_restored(bench: Bench, dtype: str) -> None:
@@ -156,16 +157,13 @@ def test_restore_after_loading_gives_the_stock_model(family: str, bench_of: Benc
         assert run(model, bench.built.sites, bench.ids).same_bits(bench.reference("fp32"))
 
 
-@pytest.mark.parametrize("family", NOT_BUILT["refused"])
-def test_a_family_on_the_list_is_refused_with_the_listed_reason(
-    family: str, bench_of: BenchOf
-) -> None:
+def test_a_family_on_the_list_is_refused_with_the_listed_reason(bench_of: BenchOf) -> None:
     import sluice
 
-    bench = bench_of(family)
-    with pytest.raises(sluice.UnsupportedModelError) as refusal:
-        sluice.offload(bench.stock("fp32"), device_memory="25%")
-    assert str(refusal.value).startswith(NOT_BUILT["refused"][family])
+    for family, reason in NOT_BUILT["refused"].items():
+        with pytest.raises(sluice.UnsupportedModelError) as refusal:
+            sluice.offload(bench_of(family).stock("fp32"), device_memory="25%")
+        assert str(refusal.value).startswith(reason)
 
 
 @pytest.mark.parametrize("tiny", zoo.REFUSED, ids=lambda tiny: tiny.name)

@@ -69,11 +69,12 @@ def register_twin(namespace: str) -> None:
 def register_fake(namespace: str) -> None:
     """Tells the compiler what the operator returns."""
 
-    @torch.library.register_fake(f"{namespace}::experts_forward")
-    def _(  # pyright: ignore[reportUnusedFunction]
+    def fake(
         handle: int, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         return hidden.new_empty(hidden.shape)
+
+    torch.library.register_fake(f"{namespace}::experts_forward", fake)
 
 
 def experts_forward(
@@ -85,7 +86,9 @@ def experts_forward(
     """
     _check(hidden, ids, weights)
     out = hidden.new_empty(hidden.shape)
-    dense = [tensor.contiguous() for tensor in (hidden, ids, weights)]
+    dense_hidden, dense_ids, dense_weights = (
+        tensor.contiguous() for tensor in (hidden, ids, weights)
+    )
     _core.forward(
         handle,
         layer,
@@ -94,7 +97,9 @@ def experts_forward(
         hidden.shape[1],
         _DTYPES[hidden.dtype],
         _DTYPES[weights.dtype],
-        *(tensor.data_ptr() for tensor in dense),
+        dense_hidden.data_ptr(),
+        dense_ids.data_ptr(),
+        dense_weights.data_ptr(),
         out.data_ptr(),
     )
     return out
@@ -121,7 +126,7 @@ class NoGradient(torch.autograd.Function):
         raise UnsupportedModelError(_NO_GRADIENT)
 
 
-def gemm(  # noqa: PLR0917: as the core calls it
+def gemm(  # noqa: PLR0917
     dtype: str, m: int, n: int, k: int, a: int, b: int, c: int, ldc: int
 ) -> None:
     """c[m, n] = a[m, k] · b[n, k]^T on raw addresses; rows of c are `ldc` apart."""

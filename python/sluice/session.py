@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sluice import _core, log
 from sluice.config import OffloadOptions
-from sluice.errors import SluiceError
+from sluice.errors import ConfigError, SluiceError
 from sluice.report import report_text
 from sluice.stats import Stats
 from sluice.timeline import Span, write_chrome_trace
@@ -234,10 +234,12 @@ class Session:
 
     def _gate(self, index: int, layer: Mapping[str, Any]) -> dict[str, Any]:
         gate = {key: layer[key] for key in ("kind", "interleaved", "alpha", "limit")}
-        owner = weakref.ref(self)
+        owner: weakref.ref[Session] = weakref.ref(self)
         for key in _CALLBACKS:
-            known = (index, key) in self._callbacks
-            gate[key] = _weakly(owner, (index, key)) if known else None
+            function = self._callbacks.get((index, key))
+            if function is not None and not callable(function):
+                raise ConfigError(f"{key}: got {function!r}, expected a function or None")
+            gate[key] = None if function is None else _weakly(owner, (index, key))
         return gate
 
 
@@ -254,7 +256,7 @@ def _weakly(owner: weakref.ref[Session], key: tuple[int, str]) -> Callable[..., 
 def _end(core: _core.Session, layer_names: Sequence[str]) -> None:
     """Closes the core, and writes SLUICE_TRACE's timeline; at exit and when dropped, too."""
     path = os.environ.get("SLUICE_TRACE")
-    if path and not core.closed:
+    if path:
         target = Path(path)
         if core.handle > 1:  # one file per session
             target = target.with_name(f"{target.stem}.{core.handle}{target.suffix}")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from small_store import SmallStore
 
 

@@ -31,9 +31,13 @@ class SmallStore:
         random = torch.Generator().manual_seed(seed)
         self.num_layers, self.num_experts = num_layers, num_experts
         self.hidden, self.intermediate, self.dtype = hidden, intermediate, dtype
-        shape13, shape2 = (num_experts, 2 * intermediate, hidden), (num_experts, hidden, intermediate)
+        shape13, shape2 = (
+            (num_experts, 2 * intermediate, hidden),
+            (num_experts, hidden, intermediate),
+        )
         self.w13 = [
-            (torch.randn(shape13, generator=random) / hidden**0.5).to(dtype) for _ in range(num_layers)
+            (torch.randn(shape13, generator=random) / hidden**0.5).to(dtype)
+            for _ in range(num_layers)
         ]
         self.w2 = [
             (torch.randn(shape2, generator=random) / intermediate**0.5).to(dtype)
@@ -78,7 +82,9 @@ class SmallStore:
         layer = {"kind": "silu", "interleaved": False, "alpha": 1.702, "limit": 7.0, **fields}
         return [{"name": f"layers.{index}.experts", **layer} for index in range(self.num_layers)]
 
-    def session(self, store: _core.Store, device_memory: int | str = "25%", **options: Any) -> Session:
+    def session(
+        self, store: _core.Store, device_memory: int | str = "25%", **options: Any
+    ) -> Session:
         gates = options.pop("layers", None) or self.layers()
         return Session(store, OffloadOptions(device_memory=device_memory, **options), gates)
 

@@ -61,7 +61,7 @@ def test_missing_device_memory_says_what_to_pass() -> None:
 
 
 def test_unknown_keys_are_refused_with_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match="device_memry.*did you mean 'device_memory'"):
+    with pytest.raises(ConfigError, match=r"device_memry.*did you mean 'device_memory'"):
         OffloadOptions.from_dict({"device_memry": "1GiB"})
 
 

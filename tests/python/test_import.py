@@ -16,7 +16,7 @@ import json, logging, sys, threading
 handlers, threads = list(logging.root.handlers), threading.active_count()
 import sluice, sluice.errors, sluice.config, sluice.stats, sluice.session
 print(json.dumps({
-    "heavy": sorted(m for m in ("torch", "transformers", "numpy", "matplotlib") if m in sys.modules),
+    "heavy": [m for m in ("matplotlib", "numpy", "torch", "transformers") if m in sys.modules],
     "handlers": logging.root.handlers == handlers,
     "threads": threading.active_count() - threads,
     "level": logging.getLogger("sluice").level,

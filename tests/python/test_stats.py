@@ -60,7 +60,9 @@ def test_stats_are_frozen_and_go_into_json() -> None:
     assert Stats().hit_rate == 1.0
 
 
-def test_a_report_says_budget_slots_hits_bytes_and_source(small: SmallStore, tmp_path: Path) -> None:
+def test_a_report_says_budget_slots_hits_bytes_and_source(
+    small: SmallStore, tmp_path: Path
+) -> None:
     with small.session(small.pack(tmp_path / "s.pack")) as session:
         session.experts_forward(0, *small.call(2))
         session.note("buffered_reads", 3)

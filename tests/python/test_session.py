@@ -1,0 +1,533 @@
+"""The session's life: errors, callbacks, threads, interrupts, close, fork, exit."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import subprocess
+import threading
+import traceback
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_store import SmallStore
+
+from sluice import _core
+from sluice.errors import CapacityError, CheckpointError, ConfigError, IoError, SluiceError
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def tensor_at(address: int, rows: int, columns: int) -> torch.Tensor:
+    memory = (ctypes.c_char * (rows * columns * 4)).from_address(address)
+    return torch.frombuffer(memory, dtype=torch.float32).view(rows, columns)
+
+
+def silu_callback(  # noqa: PLR0917
+    layer: int, dtype: str, rows: int, columns: int, wide: int, a: int, b: int
+) -> None:
+    gate, up = tensor_at(a, rows, columns).chunk(2, dim=-1)
+    assert dtype == "F32"
+    tensor_at(b, rows, wide).copy_(F.silu(gate) * up)
+
+
+# Budgets and sources
+
+
+def test_every_budget_and_source_gives_the_same_bits(small: SmallStore, tmp_path: Path) -> None:
+    sources = [small.memory_store(), small.pack(tmp_path / "s.pack")]
+    calls = [small.call(num_tokens) for num_tokens in (1, 3, 20, 200)]
+    slot_bytes = sources[1].layer(0)["slot_bytes"]
+    results = []
+    for store in sources:
+        for budget in (slot_bytes, "25%", "100%"):
+            for policy in _core.policy_names():
+                with small.session(store, budget, policy=policy) as session:
+                    results.append([session.experts_forward(1, *call) for call in calls])
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_hints_change_nothing_but_what_is_counted(small: SmallStore, tmp_path: Path) -> None:
+    call = small.call(4)
+    store = small.pack(tmp_path / "s.pack")
+    with small.session(store, "50%") as session:
+        expected = session.experts_forward(0, *call)
+    with small.session(store, "50%") as session:
+        hints = [(0, expert, 0.5, float("inf")) for expert in range(8)]
+        session.hint([*hints, (1, 0, 1.0, -1.0), (1, 1, 0.0, 1e300)])
+        assert torch.equal(session.experts_forward(0, *call), expected)
+        session.drain()
+        stats = session.stats()
+    assert stats.hints == 10
+    assert stats.bytes_read == sum(
+        getattr(stats, f"bytes_read_{why}")
+        for why in ("demand", "hint_used", "hint_wasted", "hint_pending")
+    )
+
+
+def test_hints_that_name_nothing_are_refused_or_dropped(small: SmallStore) -> None:
+    with small.session(small.memory_store()) as session:
+        with pytest.raises(ConfigError, match="expected numbers"):
+            session.hint([(0, 0, float("nan"), 1.0)])
+        session.hint([(99, 0, 1.0, 1.0), (0, 99, 1.0, 1.0), (-1, -1, 1.0, 1.0)])
+        session.drain()
+        assert torch.isfinite(session.experts_forward(0, *small.call(2))).all()
+
+
+def test_a_budget_below_one_slot_is_refused_with_budgets_that_work(small: SmallStore) -> None:
+    with pytest.raises(CapacityError, match=str(small.memory_store().layer(0)["slot_bytes"])):
+        small.session(small.memory_store(), 1000)
+
+
+def test_layers_must_fit_the_store(small: SmallStore) -> None:
+    with pytest.raises(ConfigError, match="got 1, expected 2"):
+        small.session(small.memory_store(), layers=small.layers()[:1])
+    with pytest.raises(ConfigError, match="gate_callback: missing"):
+        small.session(small.memory_store(), layers=small.layers(kind="generic"))
+    with pytest.raises(ConfigError, match="swiglu"):
+        small.session(small.memory_store(), layers=small.layers(kind="swiglu"))
+    with pytest.raises(ConfigError, match="gate_callback: got 3, expected a function"):
+        small.session(small.memory_store(), layers=small.layers(gate_callback=3))
+
+
+def test_experts_come_back_as_they_were(small: SmallStore, tmp_path: Path) -> None:
+    with small.session(small.pack(tmp_path / "s.pack")) as session:
+        nbytes = session.store.layer(1)["expert_bytes"]
+        copy = torch.empty(nbytes, dtype=torch.uint8)
+        session.read_expert(1, 5, copy.data_ptr(), nbytes)
+        with pytest.raises(ConfigError, match="expected 0 to 7"):
+            session.read_expert(1, 8, copy.data_ptr(), nbytes)
+    assert bytes(copy.numpy()) == session.store.read_expert(1, 5)
+    w13 = small.w13[1][5]
+    assert torch.equal(copy[: w13.nbytes].view(torch.float32).view(w13.shape), w13)
+
+
+def test_residency_shows_who_is_where(small: SmallStore) -> None:
+    with small.session(small.memory_store(), "25%") as session:
+        session.experts_forward(0, *small.call(1))
+        (slots,) = session.residency()
+        ready = {(layer, expert) for state, layer, expert, _ in slots if state == "ready"}
+        assert len(slots) == session.plan()["classes"][0]["num_slots"] == 4
+        assert ready == {(0, int(expert)) for expert in small.call(1)[1].flatten()}
+        assert all(leases == 0 for *_, leases in slots)
+
+
+# Callbacks
+
+
+def test_a_gate_in_python_is_called_between_the_products(small: SmallStore) -> None:
+    layers = small.layers(kind="generic", gate_callback=silu_callback)
+    call = small.call(9)
+    with small.session(small.memory_store(), layers=layers) as session:
+        out = session.experts_forward(0, *call)
+        assert session.stats().generic_gate_calls > 0
+    torch.testing.assert_close(out.double(), small.reference(0, *call), atol=1e-5, rtol=1e-5)
+
+
+def test_a_callback_behind_the_second_product_sees_its_rows(small: SmallStore) -> None:
+    def double(*arguments: Any) -> None:
+        _, _, rows, columns, wide, a, b = arguments
+        assert columns == wide == small.hidden
+        tensor_at(b, rows, wide).copy_(tensor_at(a, rows, columns) * 2)
+
+    call = small.call(9)
+    with small.session(small.memory_store(), layers=small.layers(post_callback=double)) as session:
+        out = session.experts_forward(0, *call)
+    torch.testing.assert_close(out.double(), 2 * small.reference(0, *call), atol=1e-5, rtol=1e-5)
+
+
+class OddError(Exception):
+    pass
+
+
+def test_what_a_callback_raises_comes_out_with_its_traceback(small: SmallStore) -> None:
+    calls = []
+
+    def fail(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OddError("as it was")
+        silu_callback(*arguments)  # type: ignore[arg-type]
+
+    layers = small.layers(kind="generic", gate_callback=fail)
+    with small.session(small.memory_store(), layers=layers) as session:
+        with pytest.raises(OddError, match="as it was") as caught:
+            session.experts_forward(0, *small.call(9))
+        assert "fail" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+        (slots,) = session.residency()
+        assert all(leases == 0 for *_, leases in slots)
+        again = session.experts_forward(0, *small.call(9))  # usable afterwards
+    torch.testing.assert_close(
+        again.double(), small.reference(0, *small.call(9)), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_errors_belong_to_the_thread_whose_call_failed(small: SmallStore) -> None:
+    seen: dict[str, BaseException] = {}
+    both = threading.Barrier(2)
+
+    def fail(*_: object) -> None:
+        raise OddError(threading.current_thread().name)
+
+    layers = small.layers(kind="generic", gate_callback=fail)
+    session = small.session(small.memory_store(), layers=layers)
+
+    def run() -> None:
+        for _ in range(20):
+            both.wait()
+            try:
+                session.experts_forward(0, *small.call(6))
+            except OddError as error:
+                seen[threading.current_thread().name] = error
+                assert str(error) == threading.current_thread().name
+
+    threads = [threading.Thread(target=run, name=name) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    session.close()
+    assert seen.keys() == {"one", "two"}
+    assert _core.take_error(session.handle) is not None  # closed, and says so
+
+
+def test_a_callback_may_refer_to_the_session_and_all_are_freed(small: SmallStore) -> None:
+    class Model:
+        def gate(self, *arguments: object) -> None:
+            silu_callback(*arguments)  # type: ignore[arg-type]
+
+    model = Model()
+    layers = small.layers(kind="generic", gate_callback=model.gate)
+    model.session = small.session(small.memory_store(), layers=layers)  # type: ignore[attr-defined]
+    handle = model.session.handle  # type: ignore[attr-defined]
+    gone = weakref.ref(model)
+    del model, layers
+    gc.collect()
+    assert gone() is None
+    assert "session closed" in str(_core.take_error(handle))
+
+
+# Threads, closing
+
+
+def test_forwards_from_many_threads_give_each_its_own_result(
+    small: SmallStore, tmp_path: Path
+) -> None:
+    calls = [small.call(num_tokens, seed=num_tokens) for num_tokens in (1, 2, 5, 17)]
+    with small.session(small.pack(tmp_path / "s.pack"), "25%") as session:
+        expected = [session.experts_forward(0, *call) for call in calls]
+        wrong: list[int] = []
+
+        def run(index: int) -> None:
+            for _ in range(30):
+                if not torch.equal(session.experts_forward(0, *calls[index]), expected[index]):
+                    wrong.append(index)
+
+        threads = [threading.Thread(target=run, args=(index,)) for index in range(len(calls))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        stats = session.stats()
+    assert stats.requests == stats.hits + stats.late + stats.misses
+
+
+def test_closing_while_calls_run_lets_them_finish(small: SmallStore, tmp_path: Path) -> None:
+    session = small.session(small.pack(tmp_path / "s.pack"), "25%")
+    expected = session.experts_forward(0, *small.call(3))
+    started = threading.Barrier(4)
+    outcomes: list[object] = []
+
+    def run() -> None:
+        started.wait()
+        try:
+            for _ in range(10_000):
+                assert torch.equal(session.experts_forward(0, *small.call(3)), expected)
+        except SluiceError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    session.close()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 3
+    assert all("session closed" in str(outcome) for outcome in outcomes)
+
+
+def test_a_closed_session_says_so_and_keeps_its_numbers(small: SmallStore, tmp_path: Path) -> None:
+    with small.session(small.memory_store()) as session:
+        session.experts_forward(0, *small.call(2))
+    session.close()
+    assert session.closed
+    with pytest.raises(SluiceError, match="session closed"):
+        session.experts_forward(0, *small.call(2))
+    assert session.stats().forwards == 1
+    assert session.stats().resident_bytes == 0
+    assert "closed" in repr(session)
+    session.timeline(tmp_path / "after.json")
+    assert "requests" in session.report()
+
+
+def test_dropping_the_last_reference_closes(small: SmallStore) -> None:
+    session = small.session(small.memory_store())
+    handle = session.handle
+    del session
+    gc.collect()
+    with pytest.raises((RuntimeError, SluiceError)):
+        torch.ops.sluice.experts_forward(handle, 0, *small.call(1))
+
+
+def test_hooks_run_once_last_first_and_may_close(small: SmallStore) -> None:
+    session = small.session(small.memory_store())
+    order: list[str] = []
+    session.add_close_hook(lambda: order.append("first"))
+    session.add_close_hook(lambda: (order.append("second"), session.close()))
+    session.add_close_hook(lambda: order.append(str(session.closed)))
+    session.close()
+    session.close()
+    assert order == ["False", "second", "first"]
+    assert session.closed
+
+
+def test_a_hook_that_fails_keeps_the_session_open(small: SmallStore) -> None:
+    session = small.session(small.memory_store())
+    failures = [MemoryError("not enough to restore")]
+
+    def hook() -> None:
+        if failures:
+            raise failures.pop()
+
+    session.add_close_hook(hook)
+    with pytest.raises(MemoryError):
+        session.close()
+    assert not session.closed
+    session.experts_forward(0, *small.call(1))
+    session.close()
+    assert session.closed
+
+
+def resident_anonymous_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssAnon")
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_ten_rounds_return_every_thread_and_every_byte(tmp_path: Path) -> None:
+    large = SmallStore(num_experts=16, hidden=512, intermediate=512)
+    store = large.pack(tmp_path / "s.pack")
+    call = large.call(8)
+
+    def one_round() -> None:
+        with large.session(store, "100%") as session:
+            session.experts_forward(0, *call)
+            session.experts_forward(1, *call)
+            assert session.stats().resident_bytes > 16 << 20
+        del session
+        gc.collect()
+
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    for _ in range(3):
+        one_round()
+    before = (threads(), descriptors(), resident_anonymous_bytes())
+    for _ in range(10):
+        one_round()
+    after = (threads(), descriptors(), resident_anonymous_bytes())
+    assert after[:2] == before[:2]
+    slack = 1 << 20  # malloc's own; a slab that stays is 16 times that, each round
+    assert after[2] <= before[2] + slack
+
+
+# Faults
+
+
+def test_a_failed_read_is_raised_and_the_session_goes_on(small: SmallStore, tmp_path: Path) -> None:
+    path = tmp_path / "s.pack"
+    call = small.call(1)
+    with small.session(small.pack(path, verify="always"), "100%") as session:
+        whole = path.read_bytes()
+        os.truncate(path, 8192)
+        with pytest.raises((IoError, CheckpointError)) as caught:
+            session.experts_forward(1, *call)
+        assert str(path) in str(caught.value)
+        path.write_bytes(whole)  # the same file, whole again
+        out = session.experts_forward(1, *call)
+    torch.testing.assert_close(out.double(), small.reference(1, *call), atol=1e-5, rtol=1e-5)
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import torch
+from small_store import SmallStore
+
+small = SmallStore(num_experts=16, hidden=256, intermediate=256)
+store = small.pack(Path(sys.argv[1]))
+slow = small.pack(Path(sys.argv[1]), read_rate=2_000_000)  # 12 MB of experts: six seconds
+with small.session(slow, "100%") as session:
+    call = small.call(64)
+    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    try:
+        session.experts_forward(0, *call)
+        print("finished")
+    except KeyboardInterrupt as error:
+        print("interrupted", time.monotonic() - began < 4)
+    (slots,) = session.residency()
+    print("leases", sum(leases for *_, leases in slots))
+    small_call = small.call(1)
+    out = session.experts_forward(0, *small_call)
+    print("right", torch.allclose(out.double(), small.reference(0, *small_call), atol=1e-4))
+"""
+
+
+def test_ctrl_c_during_a_stall_leaves_the_session_usable(run_python: Run, tmp_path: Path) -> None:
+    result = run_python(INTERRUPTED, str(tmp_path / "s.pack"))
+    assert result.stdout.split("\n")[:3] == ["interrupted True", "leases 0", "right True"], (
+        result.stdout + result.stderr
+    )
+
+
+FORKED = """
+import os, sys
+from pathlib import Path
+import torch
+from small_store import SmallStore
+
+small = SmallStore()
+store = small.pack(Path(sys.argv[1]))
+session = small.session(store, "25%")
+call = small.call(2)
+expected = session.experts_forward(0, *call)
+parent = os.getpid()
+child = os.fork()
+if child == 0:
+    for use in (
+        lambda: session.experts_forward(0, *call),
+        lambda: torch.ops.sluice.experts_forward(session.handle, 0, *call),
+        session.stats, session.residency, session.drain, session.plan,
+        lambda: session.hint([(0, 0, 1.0, 1.0)]),
+    ):
+        try:
+            use()
+        except Exception as error:
+            named = f"opened in process {parent}" in str(error) and "make a new one" in str(error)
+            told = named or "sluice::experts_forward failed" in str(error)
+            print("refused" if told else repr(error))
+        else:
+            print("worked")
+    session.close()
+    fresh = small.session(store, "25%")
+    print("new", torch.equal(fresh.experts_forward(0, *call), expected), flush=True)
+    if sys.argv[2] == "del":
+        del session
+    sys.exit(0)  # with the inherited session, and with a new one open
+_, status = os.waitpid(child, 0)
+print("child", status)
+print("parent", torch.equal(session.experts_forward(0, *call), expected))
+"""
+
+
+@pytest.mark.parametrize("end", ["del", "exit"])
+def test_a_forked_child_is_told_and_nothing_hangs(
+    run_python: Run, tmp_path: Path, end: str
+) -> None:
+    result = run_python(FORKED, str(tmp_path / "s.pack"), end)
+    lines = result.stdout.splitlines()
+    assert lines == [*["refused"] * 7, "new True", "child 0", "parent True"], (
+        result.stdout + result.stderr
+    )
+
+
+FORKED_WHILE_BUSY = """
+import os, sys, threading
+from pathlib import Path
+import torch
+from small_store import SmallStore
+
+small = SmallStore()
+session = small.session(small.pack(Path(sys.argv[1])), "25%")
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        session.experts_forward(0, *small.call(3))
+thread = threading.Thread(target=work)
+thread.start()
+codes = []
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        try:
+            session.stats()
+        except Exception:
+            sys.exit(3)
+        sys.exit(4)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+stop.set()
+thread.join()
+print(set(codes))
+"""
+
+
+def test_forks_while_another_thread_computes_do_not_hang(run_python: Run, tmp_path: Path) -> None:
+    result = run_python(FORKED_WHILE_BUSY, str(tmp_path / "s.pack"))
+    assert result.stdout.strip() == "{3}", result.stdout + result.stderr
+
+
+EXIT_WHILE_READING = """
+import sys, threading, time
+from pathlib import Path
+from small_store import SmallStore
+
+small = SmallStore(num_experts=16, hidden=256, intermediate=256)
+small.pack(Path(sys.argv[1]))
+session = small.session(small.pack(Path(sys.argv[1]), read_rate=4_000_000), "100%")
+if sys.argv[2] == "hint":
+    session.hint([(0, expert, 1.0, float("inf")) for expert in range(16)])
+else:
+    def call():
+        session.experts_forward(0, *small.call(2))
+    threading.Thread(target=call, daemon=True).start()
+time.sleep(0.2)
+print("leaving", flush=True)
+"""
+
+
+@pytest.mark.parametrize("what", ["hint", "call"])
+def test_the_process_ends_while_a_read_is_in_flight(
+    run_python: Run, tmp_path: Path, what: str
+) -> None:
+    result = run_python(EXIT_WHILE_READING, str(tmp_path / "s.pack"), what)
+    assert (result.returncode, result.stdout.strip()) == (0, "leaving"), result.stderr
+
+
+TRACED = """
+from small_store import SmallStore
+small = SmallStore()
+session = small.session(small.memory_store())
+session.experts_forward(0, *small.call(2))
+"""
+
+
+def test_sluice_trace_writes_a_timeline_at_exit(run_python: Run, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    result = run_python(TRACED, SLUICE_TRACE=str(path))
+    assert result.returncode == 0, result.stderr
+    assert '"forward' in path.read_text()

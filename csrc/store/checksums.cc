@@ -7,11 +7,17 @@
 
 namespace sluice {
 
-Checksums::Checksums(Verify verify, std::vector<std::uint32_t> expected)
+Checksums::Checksums(Verify verify, std::vector<std::uint32_t> expected,
+                     std::span<const std::int32_t> num_chunks)
     : verify_(verify),
       expected_(std::move(expected)),
-      states_(std::make_unique<std::atomic<State>[]>(expected_.size())),
-      experts_(expected_.size()) {}
+      first_chunk_(1, 0),
+      states_(std::make_unique<std::atomic<State>[]>(expected_.size())) {
+  for (const std::int32_t chunks : num_chunks) {
+    first_chunk_.push_back(first_chunk_.back() + static_cast<std::size_t>(chunks));
+  }
+  good_.resize(first_chunk_.back());
+}
 
 bool Checksums::due(std::size_t expert) const noexcept {
   if (verify_ == Verify::kOff) return false;
@@ -25,57 +31,89 @@ Checksums::Verdict Checksums::accept(std::size_t expert, std::span<const ReadChu
   if (states_[expert].load(std::memory_order_relaxed) != State::kUnproven) {
     return judge_proven_locked(expert, chunk, crc, slot);
   }
-  std::vector<Load>& loads = experts_[expert].loads;
-  auto load = std::find_if(loads.begin(), loads.end(),
-                           [slot](const Load& other) { return other.slot == slot; });
-  if (load == loads.end()) {
-    load = loads.insert(loads.end(), Load{});
-    load->slot = slot;
-    load->crcs.resize(chunks.size());
-    load->known.resize(chunks.size());
-  }
-  load->crcs[chunk] = crc;
-  if (!load->known[chunk]) ++load->num_known;
-  load->known[chunk] = true;
-  if (load->num_known < chunks.size()) return Verdict::kGood;
+  Load& load = load_locked(expert, slot);
+  load.crcs[chunk] = crc;
+  if (!load.known[chunk]) ++load.num_known;
+  load.known[chunk] = true;
+  if (load.num_known < chunks.size()) return Verdict::kGood;
 
-  std::uint32_t all = load->crcs[0];
+  std::uint32_t all = load.crcs[0];
   for (std::size_t i = 1; i < chunks.size(); ++i) {
-    all = crc32c_combine(all, load->crcs[i], chunks[i].bytes);
+    all = crc32c_combine(all, load.crcs[i], chunks[i].bytes);
   }
   if (all != expected_[expert]) {
-    loads.erase(load);
+    drop_locked(load);
     return Verdict::kMismatch;
   }
-  prove_locked(expert, *load);
+  prove_locked(load);
   return Verdict::kGood;
+}
+
+// The load that fills `slot`. What the slot held of another expert is over.
+Checksums::Load& Checksums::load_locked(std::size_t expert, const std::byte* slot) {
+  const auto found = std::find_if(loads_.begin(), loads_.end(),
+                                  [slot](const Load& load) { return load.slot == slot; });
+  if (found != loads_.end()) {
+    if (found->expert == expert) return *found;
+    drop_locked(*found);
+  }
+  if (spare_.empty()) spare_.emplace_back();
+  Load load = std::move(spare_.back());
+  spare_.pop_back();
+  const std::size_t num_chunks = first_chunk_[expert + 1] - first_chunk_[expert];
+  load.expert = expert;
+  load.slot = slot;
+  load.suspect = false;
+  load.num_known = 0;
+  load.known.assign(num_chunks, false);
+  load.crcs.assign(num_chunks, 0);
+  loads_.push_back(std::move(load));
+  return loads_.back();
+}
+
+void Checksums::drop_locked(Load& load) {
+  const std::size_t expert = load.expert;
+  const bool suspect = load.suspect;
+  spare_.push_back(std::move(load));
+  if (&load != &loads_.back()) load = std::move(loads_.back());
+  loads_.pop_back();
+  if (suspect) settle_suspects_locked(expert);
 }
 
 Checksums::Verdict Checksums::judge_proven_locked(std::size_t expert, std::size_t chunk,
                                                   std::uint32_t crc, const std::byte* slot) {
-  Expert& state = experts_[expert];
-  const auto suspect = std::find(state.suspects.begin(), state.suspects.end(), slot);
-  const bool suspected = suspect != state.suspects.end();
-  if (suspected) {
-    state.suspects.erase(suspect);
-    if (state.suspects.empty()) states_[expert].store(State::kProven, std::memory_order_release);
+  const auto suspect = std::find_if(loads_.begin(), loads_.end(), [&](const Load& load) {
+    return load.slot == slot && load.expert == expert;
+  });
+  if (suspect != loads_.end()) {
+    drop_locked(*suspect);
+    return Verdict::kMismatch;
   }
-  return suspected || crc != state.good[chunk] ? Verdict::kMismatch : Verdict::kGood;
+  return crc == good_locked(expert)[chunk] ? Verdict::kGood : Verdict::kMismatch;
 }
 
-void Checksums::prove_locked(std::size_t expert, const Load& load) {
-  Expert& state = experts_[expert];
-  std::vector<std::uint32_t> good = load.crcs;
-  for (const Load& other : state.loads) {
-    for (std::size_t i = 0; i < good.size(); ++i) {
-      if (!other.known[i] || other.crcs[i] == good[i]) continue;
-      state.suspects.push_back(other.slot);
-      break;
+// Keeps the values of `proof`; of the expert's other loads only those stay that disagree.
+void Checksums::prove_locked(Load& proof) {
+  const std::size_t expert = proof.expert;
+  const std::span<std::uint32_t> good = good_locked(expert);
+  std::copy(proof.crcs.begin(), proof.crcs.end(), good.begin());
+  drop_locked(proof);
+  for (std::size_t i = loads_.size(); i-- > 0;) {
+    Load& other = loads_[i];
+    if (other.expert != expert) continue;
+    for (std::size_t c = 0; c < good.size(); ++c) {
+      if (other.known[c] && other.crcs[c] != good[c]) other.suspect = true;
     }
+    if (!other.suspect) drop_locked(other);
   }
-  state.good = std::move(good);
-  state.loads = {};
-  states_[expert].store(state.suspects.empty() ? State::kProven : State::kProvenWithSuspects,
+  settle_suspects_locked(expert);
+}
+
+void Checksums::settle_suspects_locked(std::size_t expert) {
+  const bool any = std::any_of(loads_.begin(), loads_.end(), [expert](const Load& load) {
+    return load.expert == expert && load.suspect;
+  });
+  states_[expert].store(any ? State::kProvenWithSuspects : State::kProven,
                         std::memory_order_release);
 }
 

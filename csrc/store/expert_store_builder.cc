@@ -161,7 +161,12 @@ std::shared_ptr<const ExpertStore> ExpertStoreBuilder::build() {
     });
     std::vector<std::uint32_t> expected;
     for (const auto& [key, crc] : pending_->checksums) expected.push_back(crc);
-    store.checksums = std::make_unique<Checksums>(store.options.verify, std::move(expected));
+    std::vector<std::int32_t> num_chunks;
+    for (const ExpertStore::Impl::Expert& expert : store.experts) {
+      num_chunks.push_back(expert.num_chunks);
+    }
+    store.checksums =
+        std::make_unique<Checksums>(store.options.verify, std::move(expected), num_chunks);
   }
   for (const ReadChunk& chunk : store.plan.chunks) {
     if (chunk.file == FileIdx::kMemory) continue;

@@ -23,6 +23,7 @@ struct Job {
 // First in, first out, in one buffer that stops growing once it has held the longest queue.
 class JobQueue {
  public:
+  JobQueue() { jobs_.reserve(256); }
   [[nodiscard]] bool empty() const { return head_ == jobs_.size(); }
   void push(const Job& job) {
     if (empty()) {

@@ -32,13 +32,20 @@ struct Subject {
   }
 };
 
+// Checksums of `experts` copies of one expert.
+Checksums make_checksums(Verify verify, const Subject& subject, std::size_t experts = 1) {
+  const std::vector<std::int32_t> num_chunks(experts,
+                                             static_cast<std::int32_t>(subject.chunks.size()));
+  return {verify, std::vector<std::uint32_t>(experts, subject.whole), num_chunks};
+}
+
 const std::byte* slot(std::size_t i) { return reinterpret_cast<const std::byte*>((i + 1) * 4096); }
 
 TEST(Checksums, ProveAnExpertOnceThenRestWhenAskedForTheFirstReadAlone) {
   const Subject subject(3);
-  Checksums first(Verify::kFirst, {subject.whole});
-  Checksums always(Verify::kAlways, {subject.whole});
-  EXPECT_FALSE(Checksums(Verify::kOff, {subject.whole}).due(0));
+  Checksums first = make_checksums(Verify::kFirst, subject);
+  Checksums always = make_checksums(Verify::kAlways, subject);
+  EXPECT_FALSE(make_checksums(Verify::kOff, subject).due(0));
   for (Checksums* checksums : {&first, &always}) {
     for (const std::size_t chunk : {2u, 0u, 1u}) {
       EXPECT_TRUE(checksums->due(0));
@@ -54,7 +61,7 @@ TEST(Checksums, ProveAnExpertOnceThenRestWhenAskedForTheFirstReadAlone) {
 
 TEST(Checksums, RefuseAWrongLoadAndTakeTheNextRightOne) {
   const Subject subject(2);
-  Checksums checksums(Verify::kFirst, {subject.whole});
+  Checksums checksums = make_checksums(Verify::kFirst, subject);
   EXPECT_EQ(checksums.accept(0, subject.chunks, 0, 7, slot(0)), Verdict::kGood);
   EXPECT_EQ(checksums.accept(0, subject.chunks, 1, subject.right[1], slot(0)), Verdict::kMismatch);
   EXPECT_TRUE(checksums.due(0));
@@ -65,7 +72,7 @@ TEST(Checksums, RefuseAWrongLoadAndTakeTheNextRightOne) {
 
 TEST(Checksums, ProveARevivedLoadByAllItsChunks) {
   const Subject subject(4);
-  Checksums checksums(Verify::kFirst, {subject.whole});
+  Checksums checksums = make_checksums(Verify::kFirst, subject);
   for (const std::size_t chunk : {0u, 1u}) {
     (void)checksums.accept(0, subject.chunks, chunk, subject.right[chunk], slot(0));
   }
@@ -78,7 +85,7 @@ TEST(Checksums, ProveARevivedLoadByAllItsChunks) {
 
 TEST(Checksums, StopALoadThatTookAWrongChunkBeforeAnotherProvedTheExpert) {
   const Subject subject(3);
-  Checksums checksums(Verify::kFirst, {subject.whole});
+  Checksums checksums = make_checksums(Verify::kFirst, subject);
   EXPECT_EQ(checksums.accept(0, subject.chunks, 0, 7, slot(1)), Verdict::kGood) << "not known yet";
   for (std::size_t chunk = 0; chunk < 3; ++chunk) {
     (void)checksums.accept(0, subject.chunks, chunk, subject.right[chunk], slot(0));
@@ -88,7 +95,7 @@ TEST(Checksums, StopALoadThatTookAWrongChunkBeforeAnotherProvedTheExpert) {
   EXPECT_FALSE(checksums.due(0));
 }
 
-// Loads of one expert into a few slots by an adversary: chunks in any order, wrong values, loads
+// Loads of two experts into a few slots by an adversary: chunks in any order, wrong values, loads
 // dropped and begun anew in the same slot. Whatever happens, a load whose reads all said kGood
 // holds right chunks alone.
 TEST(Checksums, NeverPassALoadWithAWrongChunk) {
@@ -101,8 +108,10 @@ TEST(Checksums, NeverPassALoadWithAWrongChunk) {
   std::size_t refused_though_right = 0;
   for (int round = 0; round < 4000; ++round) {
     const Subject subject(1 + random() % 4);
-    Checksums checksums(random() % 2 == 0 ? Verify::kFirst : Verify::kAlways, {subject.whole});
+    Checksums checksums =
+        make_checksums(random() % 2 == 0 ? Verify::kFirst : Verify::kAlways, subject, 2);
     struct Load {
+      std::size_t expert = 0;
       std::vector<std::size_t> left;
       bool wrong = false;
     };
@@ -112,6 +121,7 @@ TEST(Checksums, NeverPassALoadWithAWrongChunk) {
       Load& load = loads[s];
       if (load.left.empty()) {
         load = {};
+        load.expert = random() % 2;
         for (std::size_t i = 0; i < subject.chunks.size(); ++i) load.left.push_back(i);
         std::shuffle(load.left.begin(), load.left.end(), random);
         continue;
@@ -126,9 +136,9 @@ TEST(Checksums, NeverPassALoadWithAWrongChunk) {
       const bool wrong = random() % 5 == 0;
       load.wrong |= wrong;
       const std::uint32_t crc = subject.right[chunk] ^ (wrong ? 1u + random() % 3 : 0u);
-      const bool due = checksums.due(0);
-      const bool good =
-          !due || checksums.accept(0, subject.chunks, chunk, crc, slot(s)) == Verdict::kGood;
+      const bool due = checksums.due(load.expert);
+      const bool good = !due || checksums.accept(load.expert, subject.chunks, chunk, crc,
+                                                 slot(s)) == Verdict::kGood;
       if (!due && wrong) load.wrong = false;  // kFirst, proven: not looked at, as promised
       if (!good) {
         ++refused;
@@ -148,7 +158,7 @@ TEST(Checksums, NeverPassALoadWithAWrongChunk) {
 
 TEST(Checksums, JudgeFromManyThreads) {
   const Subject subject(64);
-  Checksums checksums(Verify::kAlways, {subject.whole});
+  Checksums checksums = make_checksums(Verify::kAlways, subject);
   std::vector<std::jthread> threads;
   for (std::size_t t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {

@@ -127,7 +127,7 @@ void SlotCache::finish_load(ExpertKey key) {
 void SlotCache::fail_load(ExpertKey key) {
   MutexLock lock(mu_);
   const SlotIdx slot = loading_slot_locked(key, "fail_load");
-#if defined(SLUICE_PLANT_I6)
+#if defined(SLUICE_PLANT_I6_SLOT)
   slot_locked(slot).state = SlotState::kReady;
 #else
   slot_of_.erase(key);

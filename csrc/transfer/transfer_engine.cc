@@ -121,7 +121,7 @@ struct TransferEngine::Impl {
   std::optional<ChunkCopy> take_chunk_locked() REQUIRES(mu) {
     const int depth = std::max(1, link.depth());
     if (std::cmp_greater_equal(in_flight.size(), depth)) return std::nullopt;
-#if defined(SLUICE_PLANT_LAW4)
+#if defined(SLUICE_PLANT_LAW4_DEPTH)
     const int hint_depth = depth;
 #else
     const int hint_depth = std::max(1, depth / 2);

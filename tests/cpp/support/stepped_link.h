@@ -35,6 +35,7 @@ class SteppedLink final : public Link {
   [[nodiscard]] int depth() const override { return depth_; }
   void set_landed(Landed landed) override { landed_ = std::move(landed); }
   void start(const ChunkCopy& copy) override EXCLUDES(mu_) {
+    if (on_start_) on_start_(copy);
     MutexLock lock(mu_);
     if (std::exchange(refuse_next_, false)) throw std::runtime_error("the link refused the chunk");
     EXPECT_FALSE(closed_) << "a chunk was started on a closed link";
@@ -74,6 +75,10 @@ class SteppedLink final : public Link {
   bool fail(ExpertKey key, const std::string& message) EXCLUDES(mu_) {
     return end(position_of(key), std::make_exception_ptr(std::runtime_error(message)));
   }
+  /// Called first thing in `start`; what it throws refuses the chunk. Set before the first one.
+  void set_on_start(std::function<void(const ChunkCopy& copy)> on_start) {
+    on_start_ = std::move(on_start);
+  }
   /// The next `start` throws.
   void refuse_next() EXCLUDES(mu_) {
     MutexLock lock(mu_);
@@ -107,6 +112,7 @@ class SteppedLink final : public Link {
   const Fill fill_;
   Device* const device_;
   Landed landed_;
+  std::function<void(const ChunkCopy& copy)> on_start_;
   mutable Mutex mu_;
   std::vector<ChunkCopy> waiting_ GUARDED_BY(mu_);
   std::vector<ChunkCopy> history_ GUARDED_BY(mu_);

@@ -11,11 +11,6 @@ namespace {
 
 constexpr StreamHandle kComputeStream{};
 
-void release_event(Device& device, EventHandle& event) {
-  if (event != EventHandle{}) device.release(event);
-  event = {};
-}
-
 PolicyShape shape_of(const ExpertStore& store) {
   PolicyShape shape{.num_layers = store.num_layers(), .max_experts = 0};
   for (std::int32_t l = 0; l < shape.num_layers; ++l) {
@@ -151,27 +146,6 @@ Grant Conversation::grant_locked(SlotPool& pool, SlotLease lease) {
   return {.lease = std::move(lease), .data = pool.address(slot), .ready = record.ready};
 }
 
-// A guess comes true: its bytes change their name.
-void Conversation::ask_for_locked(SlotRecord& record) {
-  if (!record.by_hint || record.asked) return;
-  record.asked = true;
-  if (record.loading) {
-    --hints_in_flight_;
-  } else {
-    stats_.bytes_read_hint_pending -= record.bytes_read;
-    stats_.bytes_read_hint_used += record.bytes_read;
-  }
-}
-
-void Conversation::join_locked(ExpertKey key, SlotRecord& record, std::int32_t need) {
-  ask_for_locked(record);
-  record.waiter = need;
-  record.cancelled = false;
-  record.priority = Priority::kDemand;
-  if (first_demand_ == 0) first_demand_ = clock_.now();
-  transfer_->promote(key, Priority::kDemand);
-}
-
 Conversation::Placed Conversation::place(ExpertKey key, std::int32_t need,
                                          std::optional<SlotIdx> pinned_to) {
   const MutexLock lock(mu_);
@@ -208,118 +182,6 @@ Conversation::Placed Conversation::place(ExpertKey key, std::int32_t need,
   if (first_demand_ == 0) first_demand_ = clock_.now();
   submit_locked(pool, slot, {.key = key, .priority = Priority::kDemand}, need);
   return {.what = Placement::kStarted, .slot = slot, .was_empty = was_empty, .grant = {}};
-}
-
-// The cache has just given `slot` to the request's expert.
-void Conversation::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest& request,
-                                 std::int32_t need) {
-  SlotRecord& record = pool.record(slot);
-  if (record.occupied) {
-    ++stats_.evictions;
-    vacate_locked(pool, record);
-  }
-  const std::int32_t wave = need < 0 || record.call != call_ ? 1 : record.wave + 1;
-  if (need >= 0) call_waves_ = std::max(call_waves_, wave);
-  LoadRequest load = request;
-  load.slot = pool.address(slot);
-  load.last_use = std::exchange(record.last_use, {});
-#if defined(SLUICE_PLANT_I2)
-  release_event(device_, load.last_use);  // planted: the writer waits for nobody
-#endif
-  record = {.key = load.key,
-            .occupied = true,
-            .loading = true,
-            .by_hint = load.priority != Priority::kDemand,
-            .waiter = need,
-            .priority = load.priority,
-            .probability = load.probability,
-            .deadline = load.deadline,
-            .submitted_at = clock_.now(),
-            .call = need < 0 ? record.call : call_,
-            .wave = need < 0 ? record.wave : wave};
-  slot_of_locked(load.key) = to_int(slot);
-  ++pool.occupied;
-  ++loads_in_flight_;
-  if (record.by_hint) ++hints_in_flight_;
-  stats_.resident_bytes += pool.slot_bytes;
-  stats_.peak_resident_bytes = std::max(stats_.peak_resident_bytes, stats_.resident_bytes);
-  (void)transfer_->submit(load, record.submitted_at);
-}
-
-// An expert leaves its slot: evicted, or its load came to nothing.
-void Conversation::vacate_locked(SlotPool& pool, SlotRecord& record) {
-  if (record.by_hint && !record.asked && !record.loading) {
-    stats_.bytes_read_hint_pending -= record.bytes_read;
-    stats_.bytes_read_hint_wasted += record.bytes_read;
-  }
-  slot_of_locked(record.key) = -1;
-  record.occupied = false;
-  record.loading = false;
-  release_event(device_, record.ready);
-  --pool.occupied;
-  stats_.resident_bytes -= pool.slot_bytes;
-}
-
-void Conversation::account_locked(const SlotRecord& record, TicketState state,
-                                  std::uint64_t bytes_read) {
-  stats_.bytes_read += bytes_read;
-  if (!record.by_hint) {
-    stats_.bytes_read_demand += bytes_read;
-  } else if (record.asked) {
-    stats_.bytes_read_hint_used += bytes_read;
-  } else if (state == TicketState::kDone) {
-    stats_.bytes_read_hint_pending += bytes_read;
-  } else {
-    stats_.bytes_read_hint_wasted += bytes_read;
-    ++stats_.hints_dropped;
-  }
-}
-
-void Conversation::finished(const LoadRequest& request, TicketState state,
-                            const std::exception_ptr& error, std::uint64_t bytes_read) {
-  const MutexLock lock(mu_);
-  const Nanos now = clock_.now();
-  SlotPool& pool = pool_of(request.key.layer);
-  const SlotIdx slot{slot_of_locked(request.key)};
-  require<InternalError>(to_int(slot) >= 0 && pool.record(slot).loading, [&] {
-    return "finished: got expert (" + std::to_string(to_int(request.key.layer)) + ", " +
-           std::to_string(to_int(request.key.expert)) + "), expected one that is loading";
-  });
-  SlotRecord& record = pool.record(slot);
-  EventHandle last_use = request.last_use;
-  release_event(device_, last_use);
-  --loads_in_flight_;
-  if (record.by_hint && !record.asked) --hints_in_flight_;
-  account_locked(record, state, bytes_read);
-  timeline_.add({.kind = record.by_hint ? SpanKind::kLoadHint : SpanKind::kLoadDemand,
-                 .begin = record.submitted_at,
-                 .end = now,
-                 .key = request.key,
-                 .bytes = bytes_read,
-                 .tokens = 0});
-  const std::int32_t waiter = std::exchange(record.waiter, -1);
-  if (state == TicketState::kDone) {
-    pool.cache.finish_load(request.key);
-    record.loading = false;
-    record.bytes_read = bytes_read;
-    record.ready = device_.record(device_.copy_stream());
-  } else {
-    pool.cache.fail_load(request.key);
-    vacate_locked(pool, record);
-  }
-  if (waiter >= 0) {
-    last_landing_ = now;
-    Landing landing{.need = waiter, .state = state, .grant = {}, .error = error};
-    if (state == TicketState::kDone) {
-      landing.grant = grant_locked(pool, *pool.cache.find(request.key));
-    } else {
-      ++unplaced_;
-    }
-    landings_.push_back(std::move(landing));
-  }
-  feed_hints_locked();
-  ++epoch_;
-  ended_.notify_all();
 }
 
 void Conversation::take_landings(std::vector<Landing>& landings) {

@@ -54,18 +54,27 @@ ExpertKey LayerRun::key_of(const Need& need) const {
   return {args_->layer, ExpertIdx{need.group->expert}};
 }
 
+// Counts the time also of work that throws.
 template <class Work>
 void LayerRun::timed(SpanKind kind, std::int32_t expert, std::int64_t tokens, Work work) {
-  const Nanos begin = parts_.clock.now();
+  struct Count {
+    LayerRun& run;
+    Span span;
+    ~Count() {
+      span.end = run.parts_.clock.now();
+      const bool stalled = span.kind == SpanKind::kStall;
+      (stalled ? run.report_.stall_ns : run.report_.compute_ns) += span.end - span.begin;
+      run.parts_.timeline.add(span);
+    }
+  };
+  const Count count{*this,
+                    {.kind = kind,
+                     .begin = parts_.clock.now(),
+                     .end = 0,
+                     .key = {args_->layer, ExpertIdx{expert}},
+                     .bytes = 0,
+                     .tokens = static_cast<std::int32_t>(tokens)}};
   work();
-  const Nanos end = parts_.clock.now();
-  (kind == SpanKind::kStall ? report_.stall_ns : report_.compute_ns) += end - begin;
-  parts_.timeline.add({.kind = kind,
-                       .begin = begin,
-                       .end = end,
-                       .key = {args_->layer, ExpertIdx{expert}},
-                       .bytes = 0,
-                       .tokens = static_cast<std::int32_t>(tokens)});
 }
 
 void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
@@ -176,84 +185,6 @@ void LayerRun::mark_computed(std::int32_t idx) {
   if (each.grant.lease) parts_.conversation.give_back(each.grant, args_->layer);
   each.state = Need::State::kComputed;
   ++num_computed_;
-}
-
-// Gives slots to misses, in order, as long as there are any.
-void LayerRun::place_all() {
-  retry_soon_ = false;
-  bool started = false;
-  std::size_t kept = 0;
-  bool full = false;
-  for (std::size_t i = 0; i < unplaced_.size(); ++i) {
-    const std::int32_t idx = unplaced_[i];
-    const auto remaining = static_cast<std::int32_t>(unplaced_.size() - i);
-    const auto placement = full ? Conversation::Placement::kNoSlot : place_one(idx, remaining);
-    if (placement == Conversation::Placement::kNoSlot) full = true;
-    if (placement == Conversation::Placement::kNotYet) retry_soon_ = true;
-    if (placement == Conversation::Placement::kNoSlot ||
-        placement == Conversation::Placement::kNotYet) {
-      unplaced_[kept++] = idx;
-    } else {
-      started = true;
-    }
-  }
-  unplaced_.resize(kept);
-  if (started) parts_.conversation.step();
-}
-
-Conversation::Placement LayerRun::place_one(std::int32_t idx, std::int32_t num_waiting) {
-  Conversation& conversation = parts_.conversation;
-  Need& each = need(idx);
-  for (;;) {
-    RingSlot* reused = nullptr;
-    if (has_ring_ && ring_.size() >= ring_limit_ && !conversation.has_empty_slot(args_->layer)) {
-      reused = idle_ring_slot();
-      if (reused == nullptr) return Conversation::Placement::kNoSlot;
-    }
-    Conversation::Placed placed =
-        conversation.place(key_of(each), idx, reused ? std::optional(reused->slot) : std::nullopt);
-    switch (placed.what) {
-      case Conversation::Placement::kReady:
-        mark_ready(idx, std::move(placed.grant));
-        break;
-      case Conversation::Placement::kStarted:
-        if (reused != nullptr) {
-          reused->need = idx;
-        } else if (has_ring_ && !placed.was_empty) {
-          ring_.push_back({.slot = placed.slot, .need = idx});
-        }
-        [[fallthrough]];
-      case Conversation::Placement::kJoined:
-        each.state = Need::State::kLoading;
-        each.slot = placed.slot;
-        break;
-      case Conversation::Placement::kNoSlot:
-        if (reused != nullptr) {  // somebody else holds it now: the ring may take another
-          ring_.erase(ring_.begin() + (reused - ring_.data()));
-          continue;
-        }
-        // Guesses make room for demands, one each.
-        if (conversation.cancel_least_hint(args_->layer, num_waiting)) continue;
-        break;
-      case Conversation::Placement::kNotYet:
-        break;
-    }
-    return placed.what;
-  }
-}
-
-// The next ring slot, in turn, whose expert this call is done with.
-LayerRun::RingSlot* LayerRun::idle_ring_slot() {
-  for (std::size_t i = 0; i < ring_.size(); ++i) {
-    RingSlot& candidate = ring_[(ring_next_ + i) % ring_.size()];
-    const Need& user = need(candidate.need);
-    const bool busy = user.slot == candidate.slot &&
-                      (user.state == Need::State::kLoading || user.state == Need::State::kReady);
-    if (busy) continue;
-    ring_next_ = (ring_next_ + i + 1) % ring_.size();
-    return &candidate;
-  }
-  return nullptr;
 }
 
 // Takes what has landed; ends the call with the first failure's own error.

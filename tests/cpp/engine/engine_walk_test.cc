@@ -80,10 +80,23 @@ class Walker {
                                        static_cast<std::int32_t>(rig_.rng()() % 8)),
                        .probability = static_cast<double>(1 + rig_.rng()() % 9) / 10});
     }
-    const std::int64_t dropped = rig_.engine().stats().hints_dropped;
-    rig_.engine().hint(hints);
-    coverage_.hit("guess", static_cast<std::int64_t>(hints.size()));
-    coverage_.hit("guess dropped", rig_.engine().stats().hints_dropped - dropped);
+    for (const Hint& hint : hints) {
+      const std::optional<SlotState> state = state_of(hint.key);
+      const std::int64_t dropped = rig_.engine().stats().hints_dropped;
+      rig_.engine().hint({&hint, 1});
+      coverage_.hit("guess");
+      if (rig_.engine().stats().hints_dropped == dropped) continue;
+      if (state == SlotState::kReady) coverage_.hit("guess refused: resident");
+      if (state == SlotState::kLoading) coverage_.hit("guess refused: on its way");
+      if (!state) coverage_.hit("guess refused: declined, or not among the best");
+    }
+  }
+
+  [[nodiscard]] std::optional<SlotState> state_of(ExpertKey key) {
+    for (const auto& pool : rig_.engine().residency())
+      for (const SlotCache::SlotView& view : pool)
+        if (view.state != SlotState::kEmpty && view.key == key) return view.state;
+    return std::nullopt;
   }
 
   void forward() {
@@ -115,20 +128,23 @@ class Walker {
   void look() {
     Pools pools = rig_.engine().residency();
     std::int64_t held = 0;
+    std::int64_t taken = 0;
     for (std::size_t p = 0; p < pools.size(); ++p) {
       for (std::size_t s = 0; s < pools[p].size(); ++s) {
         const SlotCache::SlotView& was = before_[p][s];
         const SlotCache::SlotView& is = pools[p][s];
         if (is.state != SlotState::kEmpty) ++held;
+        if (is.state == SlotState::kLoading || is.leases > 0) ++taken;
         note_transition(was, is);
       }
     }
     before_ = std::move(pools);
+    failures_before_ = rig_.num_failures;
+    if (taken == slots_) coverage_.hit("refusal: every slot is leased or loading");
     const EngineStats stats = rig_.engine().stats();
     ASSERT_LE(held, slots_);
     ASSERT_LE(stats.peak_resident_bytes, stats.budget_bytes);
     ASSERT_LE(stats.resident_bytes, stats.peak_resident_bytes);
-    note_overtaking();
   }
 
   void note_transition(const SlotCache::SlotView& was, const SlotCache::SlotView& is) {
@@ -136,24 +152,33 @@ class Walker {
     if (was.state == kEmpty && is.state == kLoading) coverage_.hit("empty -> loading");
     if (was.state == kLoading && is.state == kReady && was.key == is.key)
       coverage_.hit("loading -> ready");
-    if (was.state == kLoading && is.state == kEmpty) coverage_.hit("loading -> empty");
+    if (was.state == kLoading && is.state == kEmpty) {
+      const bool failed = rig_.num_failures != failures_before_;
+      coverage_.hit(failed ? "loading -> empty: failed" : "loading -> empty: cancelled");
+    }
     if (was.state == kReady && is.state == kLoading) coverage_.hit("ready -> empty -> loading");
     if (is.leases > 0) coverage_.hit("leased slot");
   }
 
+  /// A guess had begun, a demand's chunk was started, then the guess went on.
   void note_overtaking() {
-    const auto waiting = rig_.link().waiting();
-    bool hint = false;
-    for (const ChunkCopy& copy : waiting) {
-      if (copy.priority != Priority::kDemand) hint = true;
-      if (copy.priority == Priority::kDemand && hint) {
-        coverage_.hit("demand started beside a guess in flight");
-        return;
+    std::map<ExpertKey, bool> begun;  // guesses under way; true: overtaken
+    for (const ChunkCopy& copy : rig_.link().history()) {
+      if (copy.priority == Priority::kDemand) {
+        begun.erase(copy.key);
+        for (auto& [key, overtaken] : begun) overtaken = true;
+        continue;
       }
+      const auto guess = begun.find(copy.key);
+      if (copy.chunk > 0 && guess != begun.end() && guess->second) {
+        coverage_.hit("demand overtakes a guess");
+      }
+      begun[copy.key] = false;
     }
   }
 
   void check_at_rest() {
+    note_overtaking();
     rig_.expect_slots_hold_their_experts();
     const EngineStats stats = rig_.engine().stats();
     EXPECT_EQ(stats.bytes_read, stats.bytes_read_demand + stats.bytes_read_hint_used +
@@ -174,17 +199,22 @@ class Walker {
   const std::int64_t slots_;
   Rig rig_;
   Pools before_;
+  std::int64_t failures_before_ = 0;
   int num_steps_ = 0;
 };
 
 std::vector<std::string> coverage_rows() {
   std::vector<std::string> rows = {"empty -> loading",
                                    "loading -> ready",
-                                   "loading -> empty",
+                                   "loading -> empty: failed",
+                                   "loading -> empty: cancelled",
                                    "ready -> empty -> loading",
                                    "leased slot",
                                    "guess",
-                                   "guess dropped",
+                                   "guess refused: resident",
+                                   "guess refused: on its way",
+                                   "guess refused: declined, or not among the best",
+                                   "refusal: every slot is leased or loading",
                                    "forward",
                                    "failed forward",
                                    "interrupted",
@@ -193,7 +223,7 @@ std::vector<std::string> coverage_rows() {
                                    "miss",
                                    "wave beyond the first",
                                    "eviction",
-                                   "demand started beside a guess in flight"};
+                                   "demand overtakes a guess"};
   for (const std::string& policy : policy_names()) rows.push_back("policy " + policy);
   return rows;
 }

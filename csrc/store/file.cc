@@ -1,6 +1,7 @@
 #include "store/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -51,7 +52,7 @@ FileDescriptor open_direct(const std::string& path) {
 }  // namespace
 
 FileCalls& file_calls() noexcept {
-  static FileCalls calls{::pread, ::pwrite, ::fdatasync, free_bytes_of};
+  static FileCalls calls{::pread, ::pwrite, ::fdatasync, ::flock, free_bytes_of};
   return calls;
 }
 

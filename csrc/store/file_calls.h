@@ -7,12 +7,13 @@
 
 namespace sluice {
 
-/// The system calls through which the store reads and writes data: the seam where tests plant a
-/// disk that fails, shortens reads, tears writes or is full. The product never changes it.
+/// The system calls through which the store reads, writes and locks data: the seam where tests
+/// plant a disk that fails, shortens reads, tears writes or is full. The product never changes it.
 struct FileCalls {
   ssize_t (*pread)(int fd, void* target, std::size_t bytes, off_t offset);
   ssize_t (*pwrite)(int fd, const void* source, std::size_t bytes, off_t offset);
   int (*fdatasync)(int fd);
+  int (*flock)(int fd, int operation);
   /// Bytes that an unprivileged writer may still put on the file system of `fd`.
   std::uint64_t (*free_bytes)(int fd);
 };

@@ -37,7 +37,7 @@ FileDescriptor lock_partial(const std::string& partial, const std::string& journ
   for (;;) {
     FileDescriptor file(::open(partial.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
     if (!file) throw IoError("open for writing", partial, 0, errno);
-    if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (file_calls().flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
       const int error = errno;
       if (error == EINTR) continue;
       if (error != EWOULDBLOCK) throw IoError("lock", partial, 0, error);

@@ -41,6 +41,11 @@ int FaultDisk::fdatasync(int fd) {
   return result;
 }
 
+int FaultDisk::flock(int fd, int operation) {
+  if (self_->before_lock) self_->before_lock();
+  return self_->saved_.flock(fd, operation);
+}
+
 std::uint64_t FaultDisk::free_bytes(int fd) {
   return std::min(self_->free.load(), self_->saved_.free_bytes(fd));
 }

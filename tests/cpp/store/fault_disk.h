@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
+#include <functional>
 
 #include "store/file_calls.h"
 
@@ -14,8 +15,11 @@ class FaultDisk {
  public:
   FaultDisk() : saved_(file_calls()) {
     self_ = this;
-    file_calls() = {
-        .pread = &pread, .pwrite = &pwrite, .fdatasync = &fdatasync, .free_bytes = &free_bytes};
+    file_calls() = {.pread = &pread,
+                    .pwrite = &pwrite,
+                    .fdatasync = &fdatasync,
+                    .flock = &flock,
+                    .free_bytes = &free_bytes};
   }
   ~FaultDisk() {
     file_calls() = saved_;
@@ -36,6 +40,8 @@ class FaultDisk {
   std::atomic<std::int64_t> syncs{0};
   std::atomic<std::uint64_t> free{UINT64_MAX};
   std::atomic<int> error{EIO};
+  /// Called before each lock is asked for.
+  std::function<void()> before_lock;
   /// Called after each write and sync: where a test kills its process.
   void (*after_write)() = nullptr;
 
@@ -57,6 +63,7 @@ class FaultDisk {
   static ssize_t pread(int fd, void* target, std::size_t bytes, off_t offset);
   static ssize_t pwrite(int fd, const void* source, std::size_t bytes, off_t offset);
   static int fdatasync(int fd);
+  static int flock(int fd, int operation);
   static std::uint64_t free_bytes(int fd);
 
   static inline FaultDisk* self_ = nullptr;

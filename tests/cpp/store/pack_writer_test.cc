@@ -2,6 +2,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <random>
 #include <thread>
@@ -172,6 +173,22 @@ TEST_F(PackWriting, RefusesASecondProcessUntilTheFirstIsGone) {
   ::close(ready[0]);
   ::close(ready[1]);
   EXPECT_EQ(go_on(), 0);
+  expect_whole();
+}
+
+TEST_F(PackWriting, NeverWritesIntoAPackThatAnotherFinishedBetweenItsOpenAndItsLock) {
+  write_file(path_ + ".partial", whole_);  // the other's, about to be renamed
+  FaultDisk disk;
+  int locks = 0;
+  disk.before_lock = [&] {
+    if (++locks == 1) std::filesystem::rename(path_ + ".partial", path_);
+  };
+  PackWriter writer(path_, manifest_);
+  EXPECT_EQ(locks, 2) << "what it had opened is a finished pack by now";
+  EXPECT_TRUE(std::filesystem::exists(path_ + ".partial"));
+  for (const auto& expert : experts_) writer.append(expert);
+  EXPECT_TRUE(read_text(path_) == whole_);
+  writer.finish();
   expect_whole();
 }
 

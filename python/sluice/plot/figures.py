@@ -99,9 +99,7 @@ def hits_over_tokens(recording: Recording, *, axes: Axes | None = None) -> Figur
     panel.set(xlabel="token", ylabel="experts asked for")
     panel.set_title("Hits and misses of each token", pad=74 if several else None)
     panel.set_xlim(-0.5, max(1, len(recording.steps)) - 0.5)
-    panel.legend(
-        loc="upper right", bbox_to_anchor=(1.0, -0.1), fontsize=8, ncols=4, frameon=False
-    )
+    panel.legend(loc="upper right", bbox_to_anchor=(1.0, -0.1), fontsize=8, ncols=4, frameon=False)
     return figure
 
 
@@ -174,10 +172,9 @@ def timeline_figure(
         for depth, bars_of_row in enumerate(rows):
             panel.broken_barh(
                 bars_of_row,
-                (row - 0.38 + depth * height, height),
-                color=_LANES[kind][1],
-                edgecolor="white",
-                linewidth=0.4,
+                (row - 0.38 + depth * height, 0.85 * height),
+                color=_LANES[kind][1],  # with an edge: a span of microseconds stays visible
+                linewidth=0.8,
             )
     for span in shown:
         middle = ((span[1] + span[2]) / 2 - begin) * 1e3

@@ -1,5 +1,7 @@
 """The command as a user meets it: real processes, exit codes and the words on stderr."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sluice.cli import main
 from sluice.cli.bench import find_harness
 from sluice.errors import ConfigError
 from sluice.progress import Progress, format_bytes
@@ -27,6 +30,14 @@ def sluice(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         text=True,
         timeout=300,
     )
+
+
+def inside(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for repetitions: a process of its own imports torch each time."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def error_of(done: subprocess.CompletedProcess[str]) -> str:
@@ -103,7 +114,7 @@ def test_a_wrong_path_is_named(arguments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("size", ["5 parsecs", "-1", "0%", "101%", ""])
 def test_a_size_that_is_none_is_refused(size: str) -> None:
-    line = error_of(sluice("plan", REFERENCE, f"--device-memory={size}"))
+    line = error_of(inside("plan", REFERENCE, f"--device-memory={size}"))
     assert "ConfigError" in line
 
 
@@ -113,12 +124,12 @@ def test_a_budget_that_is_too_small_names_those_that_work() -> None:
         ("generate", REFERENCE, "--prompt", "x"),
         ("demo",),
     ):
-        line = error_of(sluice(*arguments, "--device-memory", "1KiB"))
+        line = error_of(inside(*arguments, "--device-memory", "1KiB"))
         assert "CapacityError" in line and "73728" in line, line
 
 
 def test_generating_without_a_budget_says_what_budgets_buy() -> None:
-    done = sluice("generate", REFERENCE, "--prompt", "x")
+    done = inside("generate", REFERENCE, "--prompt", "x")
     line = error_of(done)
     assert "--device-memory" in line and "sluice plan" in line
 
@@ -130,7 +141,7 @@ def test_a_model_without_experts_is_refused_by_class(tmp_path: Path) -> None:
         ("pack", folder),
         ("generate", folder, "--prompt", "x", "--device-memory", "25%"),
     ):
-        line = error_of(sluice(*arguments))
+        line = error_of(inside(*arguments))
         assert "UnsupportedModelError" in line and "LlamaForCausalLM" in line, line
 
 
@@ -187,7 +198,7 @@ def test_generate_prints_the_text_and_its_cost(tmp_path: Path) -> None:
     assert done.stdout.startswith("update playlist\n")
     assert "4.5 MiB of 4.5 MiB" in done.stdout
     assert json.loads(trace.read_text())["traceEvents"]
-    as_json = json.loads(sluice(*common, "--max-new-tokens", "8", "--json").stdout)
+    as_json = json.loads(inside(*common, "--max-new-tokens", "8", "--json").stdout)
     assert as_json["text"] == "update playlist"
     stats = as_json["stats"]
     assert stats["requests"] == stats["hits"] + stats["late"] + stats["misses"] > 0
@@ -196,7 +207,7 @@ def test_generate_prints_the_text_and_its_cost(tmp_path: Path) -> None:
 def test_sampling_is_repeated_by_its_seed() -> None:
     common = ("generate", REFERENCE, "--prompt", "<|bos|><|sep|>", "--device-memory", "50%")
     common = (*common, "--temperature", "1.0", "--max-new-tokens", "12", "--json")
-    texts = [json.loads(sluice(*common, "--seed", seed).stdout)["text"] for seed in ("1", "1", "2")]
+    texts = [json.loads(inside(*common, "--seed", seed).stdout)["text"] for seed in ("1", "1", "2")]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -208,7 +219,7 @@ def test_a_pack_is_made_found_verified_and_refused_when_a_byte_changes(tmp_path:
     pack = json.loads(made.stdout)
     assert pack["experts"] == 256 and pack["verified"]
     assert pack["bytes"] == Path(pack["pack"]).stat().st_size > 256 * 73728
-    good = sluice("doctor", pack["pack"])
+    good = inside("doctor", pack["pack"])
     assert good.returncode == 0 and "every checksum agrees" in good.stdout
     with open(pack["pack"], "r+b") as file:
         file.seek(pack["bytes"] // 2)
@@ -221,7 +232,7 @@ def test_a_pack_is_made_found_verified_and_refused_when_a_byte_changes(tmp_path:
 def test_a_pack_goes_where_it_is_told_and_nothing_half_made_stays(tmp_path: Path) -> None:
     target = tmp_path / "elsewhere" / "experts.sluice.safetensors"
     target.parent.mkdir()
-    done = sluice("pack", REFERENCE, "-o", str(target))
+    done = inside("pack", REFERENCE, "-o", str(target))
     assert done.returncode == 0, done.stderr
     assert [path.name for path in target.parent.iterdir()] == [target.name]
 

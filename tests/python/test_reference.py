@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from sluice.errors import CheckpointError
 from sluice.reference import reference_model, reference_prompts, verify_folder
 

@@ -8,7 +8,7 @@ addresses changes the last bits of torch's own GEMMs, in stock models too.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -35,18 +35,22 @@ SHARD = "20KB"
 NEW_TOKENS = 3
 
 
+Route = tuple[torch.Tensor, torch.Tensor]
+Watch = Callable[[str, torch.Tensor], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One run: a forward over the prompt, then greedy decoding from it.
 
     Shapes: logits `[B, T, V]`; steps `[N, B, V]` (the logits each new token came from); tokens
-    `[B, T + N]`; routes: expert ids `[tokens, K]` of each experts call, in order of the calls.
+    `[B, T + N]`; routes: expert ids and weights `[tokens, K]` of each experts call, in order.
     """
 
     logits: torch.Tensor
     steps: torch.Tensor
     tokens: torch.Tensor
-    routes: tuple[torch.Tensor, ...]
+    routes: tuple[Route, ...]
     calls_per_forward: int
 
     def same_bits(self, other: Outcome) -> bool:
@@ -138,7 +142,7 @@ class Bench:
             ),
             hidden=max(site.down_proj.shape[1:]),
             inter=max(site.down_proj.shape[1:]),
-            top_k=stock.routes[0].shape[1],
+            top_k=stock.routes[0][0].shape[1],
             magnitude=magnitude,
         )
 
@@ -187,45 +191,64 @@ def realigned(model: nn.Module) -> nn.Module:
     return model
 
 
-Watch = Callable[[str, torch.Tensor], None]
-
-
 def run(
     model: nn.Module, sites: tuple[str, ...], ids: torch.Tensor, watch: Watch | None = None
 ) -> Outcome:
     """One outcome; `watch(site, expert ids)` is called before each experts call."""
-    routes: list[torch.Tensor] = []
+    routes: list[Route] = []
 
-    def before(site: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            chosen = args[1] if len(args) > 1 else kwargs["top_k_index"]
-            routes.append(chosen.detach().clone())
-            if watch is not None:
-                watch(site, chosen)
+    def before(site: str, ids: torch.Tensor, weights: torch.Tensor) -> None:
+        routes.append((ids.detach().clone(), weights.detach().clone()))
+        if watch is not None:
+            watch(site, ids)
+
+    with torch.no_grad(), _hooked(model, sites, before):
+        logits = model(ids).logits
+        calls = len(routes)
+        generated = model.generate(
+            ids,
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    steps = torch.stack(generated.logits)
+    return Outcome(logits, steps, generated.sequences, tuple(routes), calls)
+
+
+def run_on_routes(
+    model: nn.Module, sites: tuple[str, ...], ids: torch.Tensor, routes: Sequence[Route]
+) -> torch.Tensor:
+    """Logits of the prompt when every experts call gets another run's ids and weights.
+
+    Rounding may tip a router whose choice was nearly tied; this compares the experts all the same.
+    """
+    given = iter(routes)
+    with torch.no_grad(), _hooked(model, sites, lambda *_: next(given)):
+        return model(ids).logits
+
+
+@contextmanager
+def _hooked(
+    model: nn.Module, sites: tuple[str, ...], before: Callable[..., Route | None]
+) -> Iterator[None]:
+    """`before(site, ids, weights)` ahead of each experts call; what it returns replaces both."""
+
+    def hook_of(site: str) -> Callable[..., Any]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            hidden, ids, weights = args  # positional in every family
+            route = before(site, ids, weights)
+            return None if route is None else (hidden, *route)
 
         return hook
 
-    hooks = [
-        model.get_submodule(site).register_forward_pre_hook(before(site), with_kwargs=True)
-        for site in sites
-    ]
+    hooks = [model.get_submodule(site).register_forward_pre_hook(hook_of(site)) for site in sites]
     try:
-        with torch.no_grad():
-            logits = model(ids).logits
-            calls = len(routes)
-            generated = model.generate(
-                ids,
-                max_new_tokens=NEW_TOKENS,
-                min_new_tokens=NEW_TOKENS,
-                do_sample=False,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    steps = torch.stack(generated.logits)
-    return Outcome(logits, steps, generated.sequences, tuple(routes), calls)
 
 
 def hinting(model: nn.Module, mode: str, seed: int = 0) -> Watch | None:
@@ -260,7 +283,8 @@ class Comparison:
     """How a run lies to stock's.
 
     Attributes:
-        error: Largest difference of logits where both went through the same experts.
+        error: Largest difference of logits where both went through the same experts: anywhere in
+            the prompt (on stock's routes), and along the new tokens.
         allowed: The tolerance there.
         rerouted: Positions where rounding chose other experts, and all that depend on them.
         near_ties: Rows whose tokens are compared only up to a margin below the tolerance.
@@ -276,7 +300,7 @@ class Comparison:
     positions: int
 
 
-def compare(bench: Bench, dtype: str, ours: Outcome) -> Comparison:
+def compare(bench: Bench, dtype: str, ours: Outcome, on_stocks_routes: torch.Tensor) -> Comparison:
     """`ours` against stock's own run of the same prompt."""
     stock = bench.reference(dtype)
     allowed = bench.tolerance(dtype, stock.logits.abs().max().item())
@@ -284,8 +308,9 @@ def compare(bench: Bench, dtype: str, ours: Outcome) -> Comparison:
     moved = _rerouted(ours, stock, batch)
     prompt = moved[0].cumsum(1) > 0
     assert prompt.shape == (batch, length)
+    error = (on_stocks_routes.float() - stock.logits.float()).abs().max().item()
     difference = (ours.logits.float() - stock.logits.float()).abs().amax(-1)
-    error = difference[~prompt].max().item() if bool((~prompt).any()) else 0.0
+    error = max(error, difference.masked_fill(prompt, 0).max().item())
     margins = stock.steps.float().topk(2, dim=-1).values
     margins = margins[..., 0] - margins[..., 1]
     rerouted, near_ties, equal = int(prompt.sum()), 0, True
@@ -317,7 +342,8 @@ def _rerouted(ours: Outcome, stock: Outcome, batch: int) -> list[torch.Tensor]:
         for mine, theirs in zip(
             ours.routes[start : start + calls], stock.routes[start : start + calls], strict=True
         ):
-            differs = (mine.sort(-1).values != theirs.sort(-1).values).any(-1).view(batch, -1)
+            differs = mine[0].sort(-1).values != theirs[0].sort(-1).values
+            differs = differs.any(-1).view(batch, -1)
             moved = differs if moved.numel() == 0 else moved | differs
         forwards.append(moved)
     return forwards

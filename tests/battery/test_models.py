@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from . import zoo
-from .cells import DTYPES, FACTORS, STORAGE, Bench, Row, compare, hinting, run
+from .cells import DTYPES, FACTORS, STORAGE, Bench, Row, compare, hinting, run, run_on_routes
 from .families import causal_families, zoo_classes
 from .pairwise import covering_rows, full_product
 from .tally import COUNTS
@@ -76,17 +76,18 @@ def check_cell(bench: Bench, cell: Row) -> None:
         COUNTS[f"cells in fp32 because stock itself has no {dtype} ({bench.built.name})"] += 1
         dtype = "fp32"
         cell = cell | {"dtype": dtype}
-    bench.reference(dtype)
+    reference = bench.reference(dtype)
     sites = bench.built.sites
     with bench.offloaded(cell) as model:
         assert _slots(model) in _expected_slots(bench, cell)
         ours = run(model, sites, bench.ids, hinting(model, cell["hints"]))
         stats = model.sluice.stats()
+        forced = run_on_routes(model, sites, bench.ids, reference.routes)
     first_cell, first = bench.bits.setdefault((dtype, torch.get_num_threads()), (cell, ours))
     assert ours.same_bits(first), f"other bits than {_id(first_cell)}"
     assert stats.peak_resident_bytes <= stats.budget_bytes
     assert stats.requests == stats.hits + stats.late + stats.misses
-    outcome = compare(bench, dtype, ours)
+    outcome = compare(bench, dtype, ours, forced)
     COUNTS[f"cells in {dtype}"] += 1
     COUNTS[f"positions in {dtype}"] += outcome.positions
     COUNTS[f"positions in {dtype} rerouted by rounding"] += outcome.rerouted
@@ -128,7 +129,7 @@ def test_a_wrong_expert_is_seen(family: str, bench_of: BenchOf) -> None:
     stock = bench.reference("fp32")
     model = bench.stock("fp32")
     last = model.get_submodule(bench.built.sites[-1])
-    used = int(stock.routes[stock.calls_per_forward - 1][0, 0])
+    used = int(stock.routes[stock.calls_per_forward - 1][0][0, 0])
     kept = last.down_proj.detach()[used].clone()
     with torch.no_grad():
         last.down_proj[used] = 0

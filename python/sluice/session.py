@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import weakref
@@ -92,7 +91,7 @@ class Session:
             gates=[self._gate(index, layer) for index, layer in enumerate(layers)],
         )
         self.handle = self._core.handle
-        self._end = weakref.finalize(self, _end, self._core, self._layer_names)
+        self._end = weakref.finalize(self, _end, self._core, self._layer_names, self._pid)
 
     def experts_forward(
         self, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
@@ -119,8 +118,8 @@ class Session:
 
     def stats(self) -> Stats:
         """The session's counters now; subtract two snapshots for what happened between them."""
-        log.pull()
         stats = Stats.from_core(self._core.stats())
+        log.pull()
         for name, count in self._notes.items():
             stats.degradations[name] = stats.degradations.get(name, 0) + count
         return stats
@@ -253,17 +252,18 @@ def _weakly(owner: weakref.ref[Session], key: tuple[int, str]) -> Callable[..., 
     return call
 
 
-def _end(core: _core.Session, layer_names: Sequence[str]) -> None:
+def _end(core: _core.Session, layer_names: Sequence[str], opened_in: int) -> None:
     """Closes the core, and writes SLUICE_TRACE's timeline; at exit and when dropped, too."""
+    if os.getpid() != opened_in:  # a forked child: not its session, nor its locks
+        return
     path = os.environ.get("SLUICE_TRACE")
     if path:
         target = Path(path)
         if core.handle > 1:  # one file per session
             target = target.with_name(f"{target.stem}.{core.handle}{target.suffix}")
-        with contextlib.suppress(SluiceError):  # in a forked child: not its session
-            try:
-                write_chrome_trace(target, core.timeline(), layer_names)
-            except OSError as error:
-                log.LOGGER.error("SLUICE_TRACE: cannot write %s: %s", target, error)
+        try:
+            write_chrome_trace(target, core.timeline(), layer_names)
+        except OSError as error:
+            log.LOGGER.error("SLUICE_TRACE: cannot write %s: %s", target, error)
     core.close()
     log.pull()

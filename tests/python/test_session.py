@@ -477,8 +477,8 @@ for _ in range(20):
         try:
             session.stats()
         except Exception:
-            sys.exit(3)
-        sys.exit(4)
+            os._exit(3)
+        os._exit(4)
     codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 stop.set()
 thread.join()

@@ -1,7 +1,7 @@
 """What sluice changes on a model, in one object that undoes all of it.
 
 The swap of modules, the experts implementation in the configs, the lock against compiled decoding
-and three methods wrapped on the instance. Nothing of torch, of transformers or of a class is
+and four methods wrapped on the instance. Nothing of torch, of transformers or of a class is
 patched. The model owns the attachment and the session; neither owns the model.
 """
 
@@ -19,7 +19,7 @@ from sluice.hf.experts import OffloadedExperts
 
 _ATTRIBUTE = "_sluice_attachment"
 IMPLEMENTATION = "sluice"
-_WRAPPED = ("get_memory_footprint", "save_pretrained", "_apply")
+_WRAPPED = ("get_memory_footprint", "num_parameters", "save_pretrained", "_apply")
 
 
 class Attachment:
@@ -37,6 +37,11 @@ class Attachment:
         ]
         self._generation: list[tuple[Any, Any]] = []
         self._finalizer: weakref.finalize[Any, Any] | None = None
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters that the model does not show while it is offloaded."""
+        return sum(site.num_parameters for site in self.sites)
 
     def swap_in(self, model: nn.Module) -> None:
         """Puts the offloaded modules in place and names the implementation in their configs."""
@@ -105,7 +110,7 @@ def attachment_of(model: nn.Module) -> Attachment | None:
 
 
 def _wrap_methods(model: nn.Module, attachment: Attachment) -> None:
-    """Three methods on the instance that would lie or do half of their work otherwise.
+    """Methods on the instance that would lie or do half of their work otherwise.
 
     They reach the model weakly: an instance that owns a closure over itself outlives its last user.
     """
@@ -116,6 +121,10 @@ def _wrap_methods(model: nn.Module, attachment: Attachment) -> None:
         stats = attachment.session.stats()
         dense = kind.get_memory_footprint(reference(), *args, **kwargs)
         return dense + stats.resident_bytes + stats.host_bytes
+
+    def num_parameters(only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        dense = kind.num_parameters(reference(), only_trainable, exclude_embeddings)
+        return dense if only_trainable else dense + attachment.num_parameters
 
     def save_pretrained(*args: Any, **kwargs: Any) -> Any:
         held: Any = reference()
@@ -131,6 +140,7 @@ def _wrap_methods(model: nn.Module, attachment: Attachment) -> None:
 
     for name, method in (
         ("get_memory_footprint", get_memory_footprint),
+        ("num_parameters", num_parameters),
         ("save_pretrained", save_pretrained),
         ("_apply", _apply),
     ):

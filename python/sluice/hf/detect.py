@@ -66,6 +66,13 @@ class ExpertSite:
         return sum(p.numel() * p.element_size() for p in self.module.parameters(recurse=False))
 
     @property
+    def num_parameters(self) -> int:
+        """Parameters of all its experts, wherever they are."""
+        each = (self.w13_rows + self.intermediate) * self.hidden
+        biases = self.w13_rows + self.hidden if self.has_bias else 0
+        return self.num_experts * (each + biases)
+
+    @property
     def label(self) -> str:
         """Site and class, for error messages."""
         return f"{self.name} ({type(self.module).__name__})"

@@ -37,7 +37,7 @@ def _fill(attachment: Attachment) -> None:
     store = attachment.session.store
     kinds = [site.dtype for site in attachment.sites]
     needed = sum(
-        site.num_experts * (site.w13_rows + site.intermediate) * site.hidden * kind.itemsize
+        site.num_parameters * kind.itemsize
         for site, kind in zip(attachment.sites, kinds, strict=True)
     )
     available = _available_bytes()

@@ -39,7 +39,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`saved("mixtral")`: that family's folder, written once; leave it as it is."""
     folders: dict[Any, Path] = {}
 
-    def get(family: str = "mixtral", *, per_expert: bool = True, dtype: Any = torch.float32) -> Path:
+    def get(
+        family: str = "mixtral", *, per_expert: bool = True, dtype: Any = torch.float32
+    ) -> Path:
         key = (family, per_expert, dtype)
         if key not in folders:
             folder = tmp_path_factory.mktemp(f"{family}-{per_expert}")

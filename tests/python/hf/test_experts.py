@@ -166,7 +166,7 @@ def test_copies_are_refused_by_name(offloaded: Any, duplicate: Any) -> None:
 
 def test_reading_a_weight_gives_advice(offloaded: Any) -> None:
     with pytest.raises(AttributeError, match=r"no gate_up_proj.*sluice\.restore"):
-        offloaded.get_submodule(SITE).gate_up_proj
+        _ = offloaded.get_submodule(SITE).gate_up_proj
     assert not hasattr(offloaded.get_submodule(SITE), "down_proj")
     assert offloaded.get_submodule(SITE).num_experts == 8
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -91,9 +91,7 @@ def test_loading_reports_no_key_and_leaves_shared_experts_alone(
         assert not info["missing_keys"]
 
 
-def test_a_missing_dense_key_is_still_reported(
-    saved: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_missing_dense_key_is_still_reported(saved: Callable[..., Path], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     folder = tmp_path / "copy"
@@ -198,9 +196,7 @@ def test_a_pack_beside_the_checkpoint_is_taken_and_gives_the_same_bits(
     assert all(torch.equal(outputs[0], other) for other in outputs[1:])
 
 
-def test_a_pack_of_another_fine_tune_is_refused(
-    saved: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_pack_of_another_fine_tune_is_refused(saved: Callable[..., Path], tmp_path: Path) -> None:
     tuned = tiny.build("mixtral")
     with torch.no_grad():
         tuned.model.layers[0].mlp.experts.down_proj.add_(0.01)
@@ -290,7 +286,7 @@ def test_from_pretrained_takes_every_form_of_settings(saved: Callable[..., Path]
     ):
         model = sluice.from_pretrained(AutoModelForCausalLM, saved("mixtral"), offload=offload)
         assert model.sluice.budget_bytes == model.sluice.store.total_slot_bytes // 4
-    with pytest.raises(ConfigError, match="table|device_memory"):
+    with pytest.raises(ConfigError, match="device_memory"):
         sluice.from_pretrained(AutoModelForCausalLM, saved("mixtral"))
 
 
@@ -373,7 +369,7 @@ def test_a_failed_load_leaves_no_session_and_the_next_one_works(
 class TestOffloadConfig:
     """The settings as transformers passes them around."""
 
-    FIELDS: Any = {"device_memory": "25%", "policy": "lru", "exclude": (r"layers\.1\.",)}
+    FIELDS: ClassVar[Any] = {"device_memory": "25%", "policy": "lru", "exclude": (r"layers\.1\.",)}
 
     def test_mirrors_the_options_field_by_field(self) -> None:
         import dataclasses

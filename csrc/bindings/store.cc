@@ -89,8 +89,8 @@ class Builder {
 
   StoreHandle build(std::string description) {
     if (description.empty()) {
-      description = num_files_ == 0 ? "adopted memory"
-                                    : std::to_string(num_files_) + " files in place";
+      description =
+          num_files_ == 0 ? "adopted memory" : std::to_string(num_files_) + " files in place";
     }
     builder_.set_description(std::move(description));
     return {builder_.build()};

@@ -69,8 +69,8 @@ def test_unknown_keys_are_refused_with_the_nearest_name() -> None:
     ("fields", "message"),
     [
         ({"device_memory": 0}, "more than 0"),
-        ({"device_memory": "0%"}, "more than 0"),
-        ({"device_memory": "101%"}, "at most"),
+        ({"device_memory": "0%"}, r"device_memory: .*0%.*100%"),
+        ({"device_memory": "101%"}, r"device_memory: .*101%.*100%"),
         ({"device_memory": -5}, "device_memory"),
         ({"device_memory": "lots"}, "device_memory: size: got"),
         ({"device_memory": True}, "device_memory: got True"),

@@ -129,17 +129,22 @@ SLUICE_TIER void dot_rows_of(const DotRowsArgs& args) {
 
 template <class Load>
 SLUICE_ENTRY void dot_rows(const DotRowsArgs& args) {
-  switch (args.num_tokens) {
-    case 1:
-      return dot_rows_of<Load, 1, 1, 1024>(args);
-    case 2:
-      return dot_rows_of<Load, 2, 1, 8192>(args);
-    case 3:
-      return dot_rows_of<Load, 3, 1, 16384>(args);
-    case 4:
-      return dot_rows_of<Load, 4, 1, 16384>(args);
-    default:
-      return;
+  // More than four tokens take turns over the same rows, which are in L2 by then.
+  for (DotRowsArgs turn = args; turn.num_tokens > 0;
+       turn.num_tokens -= 4, turn.x += 4, turn.out += 4) {
+    switch (turn.num_tokens) {
+      case 1:
+        dot_rows_of<Load, 1, 1, 1024>(turn);
+        break;
+      case 2:
+        dot_rows_of<Load, 2, 1, 8192>(turn);
+        break;
+      case 3:
+        dot_rows_of<Load, 3, 1, 16384>(turn);
+        break;
+      default:
+        dot_rows_of<Load, 4, 1, 16384>(turn);
+    }
   }
 }
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from baselines.sluice_arm import SluiceArm
 
-FEW_TOKENS = 4
+FEW_TOKENS = 8  # kFewTokens of kernels/expert_decode.h
 
 
 class LruExperts(nn.Module):

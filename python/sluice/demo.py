@@ -12,7 +12,7 @@ import torch
 
 from sluice.config import OffloadOptions
 from sluice.hf.auto import load_causal_lm, load_tokenizer
-from sluice.plot import Recorder, generation_figure
+from sluice.plot import Recorder, generation_figure, require_matplotlib
 from sluice.reference import ReferencePrompt, reference_model, reference_prompts
 from sluice.session import Session
 from sluice.stats import Stats
@@ -133,6 +133,9 @@ def run_demo(
         SluiceError: The budget cannot work, the model's files are damaged, transformers is missing.
     """
     options = OffloadOptions(device_memory=device_memory, policy=policy)
+    if out is not None:  # what cannot be written is known before the work
+        require_matplotlib()
+        out.mkdir(parents=True, exist_ok=True)
     folder, prompts = reference_model(), reference_prompts()
     tokenizer = load_tokenizer(folder)
     offloaded = load_causal_lm(folder, dtype=_DTYPE, offload=options)
@@ -155,7 +158,6 @@ def run_demo(
             if progress is not None:
                 progress(len(tasks), len(prompts))
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
             generation_figure(recorder.recording()).savefig(out / "demo.png", dpi=130)
             session.timeline(out / "timeline.json")
         return _summary(session, session.stats() - begin, max_new_tokens, tasks, pairs)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sluice import doctor
 from sluice.cli import main
 from sluice.cli.bench import find_harness
 from sluice.errors import ConfigError
@@ -189,19 +190,28 @@ def test_under_json_an_error_is_an_object_too() -> None:
     assert json.loads(done.stdout)["error"]["type"] == "ConfigError"
 
 
-def test_generate_prints_the_text_and_its_cost(tmp_path: Path) -> None:
+def test_generate_prints_the_text_and_its_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLUICE_CACHE", str(tmp_path))
     trace = tmp_path / "trace.json"
     prompt = "<|bos|>What does the user want? i need this song on my meditation playlist<|sep|>"
     common = ("generate", REFERENCE, "--prompt", prompt, "--device-memory", "25%")
     done = sluice(*common, "--max-new-tokens", "8", "--timeline", str(trace))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("update playlist\n")
-    assert "4.5 MiB of 4.5 MiB" in done.stdout
+    assert "peak 4.5 MiB of 4.5 MiB" in done.stdout
+    assert "achieved" not in done.stdout, "no limit without measured constants"
     assert json.loads(trace.read_text())["traceEvents"]
-    as_json = json.loads(inside(*common, "--max-new-tokens", "8", "--json").stdout)
-    assert as_json["text"] == "update playlist"
-    stats = as_json["stats"]
+    doctor.store_constants(tmp_path, doctor.Constants(1e9, {"4x1MiB": 1e6}, 1.0))
+    found = json.loads(inside(*common, "--max-new-tokens", "8", "--json").stdout)
+    assert found["text"] == "update playlist"
+    stats, decode = found["stats"], found["decode"]
     assert stats["requests"] == stats["hits"] + stats["late"] + stats["misses"] > 0
+    assert found["prompt"]["bytes_read"] + decode["bytes_read"] == stats["bytes_read"]
+    assert decode["disk_s"] == pytest.approx(decode["bytes_read"] / 1e6)
+    assert decode["experts_s"] == pytest.approx((found["new_tokens"] - 1) * 32 * 73728 / 1e9)
+    assert decode["bound"] == "disk"
 
 
 def test_sampling_is_repeated_by_its_seed() -> None:

@@ -62,6 +62,7 @@ def test_a_machine_without_a_problem_has_no_findings(machine: doctor.Machine) ->
         ({"versions": {"kernel": "6"}}, "transformers-missing"),
         ({"versions": {"transformers": "5.13.0"}}, "transformers-version"),
         ({"versions": {"transformers": "6.0.0"}}, "transformers-version"),
+        ({"versions": {"torch": "2.9.1", "transformers": "5.24.0"}}, "torch-version"),
         ({"ops": False}, "ops-missing"),
         ({"file_system": "tmpfs"}, "cache-in-ram"),
         ({"file_system": "fuse.sshfs"}, "cache-remote"),
@@ -120,14 +121,18 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     assert cgroup_limit(tmp_path / "none", tmp_path) is None
 
 
-def test_constants_belong_to_the_machine_they_were_measured_on(machine: doctor.Machine) -> None:
+def test_constants_belong_to_the_machine_they_were_measured_on(tmp_path: Path) -> None:
     constants = doctor.Constants(1e10, {"4x1MiB": 1e9}, 1.0)
-    assert doctor.load_constants(machine) is None
-    stored = doctor.store_constants(machine, constants)
-    assert doctor.load_constants(machine) == constants
-    assert doctor.load_constants(replace(machine, cpu="another")) is None
+    assert doctor.load_constants(tmp_path) is None
+    stored = doctor.store_constants(tmp_path, constants)
+    assert doctor.load_constants(tmp_path) == constants
+    record = json.loads(stored.read_text())
+    for name in record["identity"]:
+        changed = record | {"identity": record["identity"] | {name: "another"}}
+        stored.write_text(json.dumps(changed))
+        assert doctor.load_constants(tmp_path) is None, name
     stored.write_text("{")
-    assert doctor.load_constants(machine) is None
+    assert doctor.load_constants(tmp_path) is None
 
 
 def test_the_verb_measures_reports_and_leaves_no_probe_behind(tmp_path: Path) -> None:

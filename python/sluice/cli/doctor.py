@@ -61,7 +61,7 @@ def _examine(*, full: bool) -> Outcome:
     machine = doctor.look(doctor.cache_folder())
     with Progress("measuring", unit="probes") as progress:
         constants = doctor.measure(machine, full=full, progress=progress)
-    stored = doctor.store_constants(machine, constants)
+    stored = doctor.store_constants(doctor.cache_folder(), constants)
     findings = doctor.examine(machine)
     payload = {
         "machine": machine.to_dict(),
@@ -90,7 +90,7 @@ def _text(machine: Any, constants: Any, findings: list[Any]) -> str:
             f"O_DIRECT {'works' if machine.direct_reads else 'refused'}",
         ),
         *(
-            (f"disk read, {name.replace('x', ' threads of ')}", f"{rate / 1e9:.2f} GB/s")
+            (f"disk read {name}", f"{rate / 1e9:.2f} GB/s (threads x bytes of a read)")
             for name, rate in constants.disk_bytes_per_s.items()
         ),
         ("installed", ", ".join(f"{name} {text}" for name, text in machine.versions.items())),
@@ -103,7 +103,7 @@ def _text(machine: Any, constants: Any, findings: list[Any]) -> str:
         lines.append(f"{finding.severity}: {finding.found}")
         lines.append(f"  do: {finding.advice}")
     problems = sum(finding.severity == "problem" for finding in findings)
-    lines.append(f"{problems} problems, {len(findings) - problems} notes; measured in "
+    lines.append(f"problems: {problems}, notes: {len(findings) - problems}; measured in "
                  f"{constants.seconds:.1f} s")  # fmt: skip
     return "\n".join(lines)
 

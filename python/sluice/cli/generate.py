@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 from sluice.cli.common import Outcome, add_budget, model_folder
 from sluice.errors import ConfigError
+from sluice.limit import limit_of
 from sluice.progress import Progress, format_bytes
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -39,66 +41,122 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
     return parser
 
 
-class _Counter:
-    """A streamer that shows how many tokens there are."""
+class _Watch:
+    """A streamer that shows how many tokens there are, and tells the prompt from the tokens."""
 
-    def __init__(self, progress: Progress, total: int) -> None:
+    def __init__(self, session: Any, progress: Progress, total: int) -> None:
+        self._session = session
         self._progress = progress
         self._total = total
-        self._puts = 0
+        self._tokens = -1  # the prompt is put first
+        self.marks: list[tuple[float, Any]] = []  # before the prompt, behind it, at the end
 
     def put(self, value: object) -> None:
         """`generate` calls it with the prompt first, then with each token."""
-        self._progress(self._puts, self._total)
-        self._puts += 1
+        if len(self.marks) < 2:
+            self.mark()
+        self._tokens += 1
+        self._progress(self._tokens, self._total)
 
     def end(self) -> None:
-        """Nothing to do: the bar is wiped by its `with` block."""
+        """`generate` calls it behind the last token."""
+        self.mark()
+
+    def mark(self) -> None:
+        """Remembers the time and the counters."""
+        self.marks.append((time.perf_counter(), self._session.stats()))
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Generates."""
     folder = model_folder(args.model)
-    if args.max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens: got {args.max_new_tokens}, expected 1 or more")
-    if args.temperature < 0:
-        raise ConfigError(f"--temperature: got {args.temperature}, expected 0 or more")
-    if args.device_memory is None:
-        raise ConfigError(
-            "--device-memory: got none, expected a size such as 6GiB or 25%; "
-            f"`sluice plan {args.model}` shows what each buys"
-        )
+    _check(args)
+    from sluice import doctor
     from sluice.config import OffloadOptions
-    from sluice.hf.auto import load_causal_lm, load_tokenizer
+    from sluice.hf.auto import dense_bytes_of, load_causal_lm, load_tokenizer
 
     options = OffloadOptions(device_memory=args.device_memory, policy=args.policy)
     model = load_causal_lm(folder, dtype=args.dtype, offload=options)
     with model.sluice as session:
         with Progress("sluice generate", unit="tokens") as progress:
-            begin_s = time.perf_counter()
-            text, new_tokens = _continue(model, load_tokenizer(folder), args, progress)
-            seconds = time.perf_counter() - begin_s
+            watch = _Watch(session, progress, args.max_new_tokens)
+            text, new_tokens = _continue(model, load_tokenizer(folder), args, watch)
         if args.timeline:
             session.timeline(args.timeline)
-        stats = session.stats()
-    payload = {
-        "text": text,
-        "new_tokens": new_tokens,
-        "seconds": seconds,
-        "tokens_per_s": new_tokens / seconds,
-        "stats": stats.to_dict(),
-    }
-    hit_rate = stats.hits / stats.requests if stats.requests else 0.0
-    summary = (
-        f"[{new_tokens} tokens, {new_tokens / seconds:.1f} tok/s with the prompt; hits "
-        f"{hit_rate:.1%}; {format_bytes(stats.bytes_read)} read, {stats.stall_s:.2f} s stalled; "
-        f"experts {format_bytes(stats.peak_resident_bytes)} of {format_bytes(stats.budget_bytes)}]"
+        constants = doctor.load_constants(doctor.cache_folder())
+        payload: dict[str, Any] = {"text": text, "new_tokens": new_tokens} | _phases(
+            watch, new_tokens
+        )
+        if constants is not None and new_tokens > 1:
+            (begin_s, begin), (end_s, end) = watch.marks[1:]
+            limit = limit_of(session, end - begin, constants, dense_bytes_of(model))
+            payload["decode"] |= limit.to_dict(end_s - begin_s)
+        payload["stats"] = session.stats().to_dict()
+    return Outcome(payload, _text(payload))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses what cannot work before a model is loaded."""
+    if args.max_new_tokens < 1:
+        raise ConfigError(f"--max-new-tokens: got {args.max_new_tokens}, expected 1 or more")
+    if args.temperature < 0:
+        raise ConfigError(f"--temperature: got {args.temperature}, expected 0 or more")
+    if args.timeline and not Path(args.timeline).resolve().parent.is_dir():
+        raise ConfigError(f"--timeline: got {args.timeline!r}, whose folder is not there")
+    if args.device_memory is None:
+        raise ConfigError(
+            "--device-memory: got none, expected a size such as 6GiB or 25%; "
+            f"`sluice plan {args.model}` shows what each buys"
+        )
+
+
+def _phases(watch: _Watch, new_tokens: int) -> dict[str, Any]:
+    """Prompt and tokens apart: the first token belongs to the prompt."""
+    (start_s, start), (begin_s, begin), (end_s, end) = watch.marks
+    phases: dict[str, Any] = {}
+    for name, seconds, spent in (
+        ("prompt", begin_s - start_s, begin - start),
+        ("decode", end_s - begin_s, end - begin),
+    ):
+        phases[name] = {
+            "seconds": seconds,
+            "hit_rate": spent.hit_rate,
+            "bytes_read": spent.bytes_read,
+            "stall_s": spent.stall_s,
+        }
+    tokens = new_tokens - 1
+    phases["decode"]["tokens_per_s"] = tokens / phases["decode"]["seconds"] if tokens else None
+    return phases
+
+
+def _text(payload: dict[str, Any]) -> str:
+    """The text, then its cost in a few lines."""
+    prompt, decode, stats = payload["prompt"], payload["decode"], payload["stats"]
+    lines = [payload["text"], ""]
+    for name, phase in (("prompt", prompt), ("decode", decode)):
+        rate = phase.get("tokens_per_s")
+        lines.append(
+            f"{name}: {phase['seconds']:.2f} s"
+            + (f", {rate:.1f} tok/s" if rate else "")
+            + f", hits {phase['hit_rate']:.1%}, {format_bytes(phase['bytes_read'])} read, "
+            f"{phase['stall_s']:.2f} s stalled"
+        )
+    if "achieved" in decode:
+        lines.append(
+            f"limit of decoding {decode['limit_s']:.3f} s (disk {decode['disk_s']:.3f}, experts in "
+            f"memory {decode['experts_s']:.3f}, dense {decode['dense_s']:.3f}), achieved "
+            f"{decode['achieved']:.2f}, bound: {decode['bound']}; constants: doctor"
+            + ("; above 1, run `sluice doctor` again" if decode["achieved"] > 1 else "")
+        )
+    lines.append(
+        f"experts: peak {format_bytes(stats['peak_resident_bytes'])} of "
+        f"{format_bytes(stats['budget_bytes'])}"
     )
-    return Outcome(payload, f"{text}\n\n{summary}")
+    return "\n".join(lines)
 
 
 def _continue(
-    model: Any, tokenizer: Any, args: argparse.Namespace, progress: Progress
+    model: Any, tokenizer: Any, args: argparse.Namespace, watch: _Watch
 ) -> tuple[str, int]:
     """The text after the prompt, and its number of tokens."""
     import torch
@@ -119,6 +177,6 @@ def _continue(
         **inputs,
         **({"do_sample": False} | sampling),
         max_new_tokens=args.max_new_tokens,
-        streamer=_Counter(progress, args.max_new_tokens),
+        streamer=watch,
     )[0, inputs["input_ids"].shape[1] :]
     return tokenizer.decode(tokens, skip_special_tokens=True), len(tokens)

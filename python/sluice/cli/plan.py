@@ -31,8 +31,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from sluice import doctor
 
     plan = plan_path(args.model, args.device_memory)
-    machine = doctor.look(doctor.cache_folder())
-    constants = doctor.load_constants(machine)
+    constants = doctor.load_constants(doctor.cache_folder())
     payload = plan.to_dict() | {"constants": constants.to_dict() if constants else None}
     return Outcome(payload, text_of(plan, constants))
 
@@ -97,7 +96,7 @@ def _limit(plan: ModelPlan, constants: Any) -> str:
     for budget in plan.budgets:
         computed = sum(layer.top_k * layer.expert_bytes for layer in plan.layers) / memory
         read = budget.expected_bytes_per_token / disk if disk else 0.0
-        parts.append(f"{budget.label} {1 / max(computed, read):.3g} tok/s")
+        parts.append(f"{budget.label} {1 / max(computed, read):,.0f} tok/s")
     return (
         f"limit by this machine's disk ({disk / 1e9:.2f} GB/s) and memory "
         f"({memory / 1e9:.1f} GB/s), experts alone, uniform routing: {', '.join(parts)}"

@@ -12,6 +12,7 @@ from sluice.hf.compat import SUPPORTED
 from sluice.progress import format_bytes
 
 _GIB = 1 << 30
+_LEAST_TORCH = (2, 10)  # pyproject.toml
 _RAM_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 _REMOTE_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "fuse", "9p", "virtiofs"})
 
@@ -69,6 +70,17 @@ def _transformers(machine: Machine) -> Iterator[Finding]:
             "problem",
             f"transformers {version} is outside {SUPPORTED}",
             "pip install 'sluice[hf]': only this window is tested",
+        )
+
+
+def _torch(machine: Machine) -> Iterator[Finding]:
+    version = machine.versions.get("torch")
+    if version is not None and version_tuple(version) < _LEAST_TORCH:
+        yield Finding(
+            "torch-version",
+            "problem",
+            f"torch {version} is older than 2.10",
+            "pip install 'torch>=2.10': sluice's op is built on its stable interface",
         )
 
 
@@ -163,6 +175,7 @@ def _cpu(machine: Machine) -> Iterator[Finding]:
 
 _CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _transformers,
+    _torch,
     _ops,
     _disk,
     _memory,

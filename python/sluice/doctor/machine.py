@@ -58,15 +58,16 @@ class Machine:
         """As JSON spells it."""
         return asdict(self)
 
-    def identity(self) -> dict[str, str | int]:
-        """What measured constants belong to: other values, other constants."""
-        return {
-            "cpu": self.cpu,
-            "cores": self.cores,
-            "kernel": self.versions["kernel"],
-            "file_system": self.file_system,
-            "device": os.stat(self.folder).st_dev,
-        }
+
+def identity_of(folder: Path) -> dict[str, str | int]:
+    """What measured constants belong to: other values, other constants. Writes nothing."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "file_system": _file_system(folder),
+        "device": folder.stat().st_dev,
+    }
 
 
 def look(folder: Path) -> Machine:

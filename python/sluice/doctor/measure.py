@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sluice import _core
-from sluice.doctor.machine import Machine
+from sluice.doctor.machine import Machine, identity_of
 from sluice.errors import IoError
 
 _MIB = 1 << 20
@@ -87,21 +87,21 @@ def measure(
     return Constants(memory, disk, time.monotonic() - begin_s)
 
 
-def store_constants(machine: Machine, constants: Constants) -> Path:
+def store_constants(folder: Path, constants: Constants) -> Path:
     """Keeps the constants beside what else sluice writes, with the machine's identity."""
-    path = Path(machine.folder) / _FILE
-    record = {"identity": machine.identity(), "constants": constants.to_dict()}
+    path = folder / _FILE
+    record = {"identity": identity_of(folder), "constants": constants.to_dict()}
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draft.replace(path)
     return path
 
 
-def load_constants(machine: Machine) -> Constants | None:
+def load_constants(folder: Path) -> Constants | None:
     """The constants of this machine; None when there are none, or another machine's."""
     try:
-        record = json.loads((Path(machine.folder) / _FILE).read_text(encoding="utf-8"))
-        if record["identity"] != machine.identity():
+        record = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        if record["identity"] != identity_of(folder):
             return None
         return Constants(**record["constants"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -48,6 +48,19 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def dense_bytes_of(model: Any) -> int:
+    """Bytes that every step reads beside experts.
+
+    All parameters but the table of embeddings, of which a token reads one row, unless the output
+    layer is the same matrix.
+    """
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if table is not None and (head is None or head.weight is not table.weight):
+        total -= table.weight.numel() * table.weight.element_size()
+    return total
+
+
 @contextmanager
 def _no_bars() -> Generator[None, None, None]:
     """Keeps transformers' own bars off a terminal that shows ours."""

@@ -7,6 +7,7 @@ from sluice.plot.figures import (
     bytes_by_reason,
     generation_figure,
     hits_over_tokens,
+    require_matplotlib,
     residency_map,
     timeline_figure,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "bytes_by_reason",
     "generation_figure",
     "hits_over_tokens",
+    "require_matplotlib",
     "residency_map",
     "timeline_figure",
 ]

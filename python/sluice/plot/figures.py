@@ -211,7 +211,12 @@ def generation_figure(recording: Recording) -> Figure:
     return figure
 
 
-def _figure_class() -> Any:
+def require_matplotlib() -> Any:
+    """The class `Figure` of matplotlib.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -224,12 +229,12 @@ def _figure_class() -> Any:
 def _axes(axes: Axes | None, *, width: float, height: float) -> tuple[Any, Any]:
     if axes is not None:
         return axes.figure, axes
-    figure = _figure_class()(figsize=(width, height), layout="constrained")
+    figure = require_matplotlib()(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def _page() -> tuple[Any, tuple[Any, Any, Any, Any]]:
-    figure = _figure_class()(figsize=(11, 9.5), layout="constrained")
+    figure = require_matplotlib()(figsize=(11, 9.5), layout="constrained")
     grid = figure.add_gridspec(3, 2)
     return figure, (
         figure.add_subplot(grid[0, :]),

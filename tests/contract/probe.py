@@ -172,17 +172,9 @@ def loaded_model() -> dict[str, Any]:
 
 
 @check
-def decode_toggle() -> int:
-    """How often `generate` switches implementations around a decode loop of ours."""
-    model = _load(per_expert=True)
-    calls: list[Any] = []
-    original = type(model).set_experts_implementation
-    type(model).set_experts_implementation = lambda self, name: calls.append(name)
-    try:
-        _generate(model)
-    finally:
-        type(model).set_experts_implementation = original
-    return len(calls)
+def decode_toggle() -> dict[str, int]:
+    """How often a decode loop off the CPU switches implementations, stock and offloaded."""
+    return {"stock": _toggles(tiny_model()), "offloaded": _toggles(_load(per_expert=True))}
 
 
 @check
@@ -318,11 +310,19 @@ def _reads(*, per_expert: bool) -> dict[str, Any]:
     }
 
 
-def _generate(model: Any) -> torch.Tensor:
-    ids = torch.tensor([[1, 5, 9]])
-    return model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, pad_token_id=0
-    )
+def _toggles(model: Any) -> int:
+    calls: list[Any] = []
+    kind = type(model)
+    original = kind.set_experts_implementation
+    kind.set_experts_implementation = lambda self, name: calls.append(name)
+    kind.device = property(lambda self: torch.device("meta"))  # any that is not the CPU
+    try:
+        with model._optimize_model_for_decode():
+            pass
+    finally:
+        kind.set_experts_implementation = original
+        del kind.device
+    return len(calls)
 
 
 def _error_of(attempt: Callable[[], Any]) -> str:

@@ -25,7 +25,9 @@ def environment(release: str) -> Path:
         # The running environment's packages come behind this one's own.
         site = next(folder.glob("lib/python*/site-packages"))
         outer = [p for p in sys.path if p.endswith("site-packages")]
-        (site / "outer.pth").write_text("\n".join(outer) + "\n")
+        # addsitedir, not a bare path: an editable install is a .pth there.
+        lines = [f"import site; site.addsitedir({path!r})" for path in outer]
+        (site / "outer.pth").write_text("\n".join(lines) + "\n")
         command = [str(python), "-m", "pip", "install", "-q", f"transformers=={release}"]
         subprocess.run(command, check=True)
     return python

@@ -31,10 +31,7 @@ class Attachment:
         self._left_resident = len(survey.left_resident)
         self.session: Any = None
         self.holding = "checkpoint"
-        self._implementations = [
-            (config, compat.experts_implementation(config))
-            for config in owners_of_experts(model, sites)
-        ]
+        self._implementations = _implementations(model, survey)
         self._generation: list[tuple[Any, Any]] = []
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
@@ -102,6 +99,15 @@ class Attachment:
         finally:
             for generation, _ in self._generation:
                 generation.disable_compile = True
+
+
+def _implementations(model: nn.Module, survey: Survey) -> list[tuple[Any, Any]]:
+    """(config, implementation) of every config that a site or the decode loop looks at."""
+    configs = {id(config): config for config in owners_of_experts(survey.sites)}
+    if hasattr(model, "config"):
+        configs |= {id(c): c for c in compat.sub_configs(model.config)}
+    chosen = [(config, compat.experts_implementation(config)) for config in configs.values()]
+    return [(config, name) for config, name in chosen if name is not None]
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

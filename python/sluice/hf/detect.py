@@ -267,7 +267,7 @@ def _compile(exclude: Iterable[str]) -> list[re.Pattern[str]]:
     return patterns
 
 
-def owners_of_experts(model: nn.Module, sites: Iterable[ExpertSite]) -> Iterator[object]:
+def owners_of_experts(sites: Iterable[ExpertSite]) -> Iterator[object]:
     """Every config that one of the sites reads its implementation from, each once."""
     seen: set[int] = set()
     for site in sites:

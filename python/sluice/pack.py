@@ -31,16 +31,16 @@ def make_pack(
         CheckpointError: The checkpoint misses an expert or lies about one.
         IoError: No space, a failing disk, or another process that writes the same pack.
     """
-    from sluice.hf import describe, sources
+    from sluice.hf import checkpoint_files, describe, ingest, sources
     from sluice.hf.detect import find_expert_sites
     from sluice.hf.plan import plan_checkpoint
 
     folder = Path(checkpoint_dir)
     path = Path(out) if out is not None else folder / f"experts{sources.PACK_SUFFIX}"
-    files = sources.shard_files(folder)
+    files = checkpoint_files.shard_files(folder)
     model = describe.build_on_meta(folder)
     plan = plan_checkpoint(model, find_expert_sites(model), files)
-    sources.write_pack(
+    ingest.write_pack(
         plan,
         path,
         OffloadOptions(device_memory="100%"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from sluice.config import OffloadOptions
 from sluice.hf import compat
+from sluice.progress import bars_disabled
 
 
 def load_causal_lm(
@@ -63,9 +65,12 @@ def dense_bytes_of(model: Any) -> int:
 
 @contextmanager
 def _no_bars() -> Generator[None, None, None]:
-    """Keeps transformers' own bars off a terminal that shows ours."""
+    """Keeps transformers' own bars out of files and pipes, where ours are not either."""
     from transformers.utils import logging
 
+    if sys.stderr.isatty() and not bars_disabled():
+        yield
+        return
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

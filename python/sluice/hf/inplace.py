@@ -23,8 +23,9 @@ from sluice.hf import describe, layout
 from sluice.hf.attachment import Attachment, attachment_of
 from sluice.hf.binding import open_session
 from sluice.hf.detect import ExpertSite, Survey, dtype_name, survey_experts
+from sluice.hf.ingest import layer_geometry
 from sluice.hf.restore import restore_model
-from sluice.hf.sources import PACK_SUFFIX, cache_folder, layer_geometry
+from sluice.hf.sources import PACK_SUFFIX, cache_folder
 from sluice.progress import Progress, format_bytes
 
 _log = logging.getLogger("sluice")

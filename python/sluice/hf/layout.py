@@ -16,7 +16,7 @@ import torch
 from sluice import _core
 from sluice.errors import InternalError
 from sluice.hf.detect import ExpertSite, dtype_name
-from sluice.hf.plan import shape_of
+from sluice.hf.recipes import shape_of
 
 _ALIGNMENT = 64
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

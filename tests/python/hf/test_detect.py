@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -58,28 +59,45 @@ def test_a_dense_model_is_refused() -> None:
         find_expert_sites(nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 3)))
 
 
-def _undecorated(model: nn.Module) -> None:
+class BareExperts(nn.Module):
     """The same tensors behind a class that transformers' interface does not govern."""
 
-    class BareExperts(nn.Module):
-        def __init__(self, original: nn.Module) -> None:
-            super().__init__()
-            self.gate_up_proj, self.down_proj = original.gate_up_proj, original.down_proj
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.gate_up_proj, self.down_proj = original.gate_up_proj, original.down_proj
 
-        @functools.wraps(nn.Module.forward)  # __wrapped__ alone proves nothing
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return hidden
+    @functools.wraps(nn.Module.forward)  # __wrapped__ alone proves nothing
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
 
+
+class FlaggedExperts(BareExperts):
+    """It even has the decorator's flags, yet its forward is its own."""
+
+    has_gate, has_bias, is_transposed = True, False, False
+
+    def forward(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> Any:
+        return hidden
+
+
+class DenseCallExperts(FlaggedExperts):
+    """Flags and `__wrapped__`, and another call (Llama 4's)."""
+
+    forward = BareExperts.forward
+
+
+def _undecorated(model: Any, kind: type[BareExperts] = BareExperts) -> None:
     layer = model.model.layers[1].mlp
-    layer.experts = BareExperts(layer.experts)
+    layer.experts = kind(layer.experts)
 
 
-def test_an_undecorated_class_is_refused_by_name() -> None:
+@pytest.mark.parametrize("kind", [BareExperts, FlaggedExperts, DenseCallExperts])
+def test_an_undecorated_class_is_refused_by_name(kind: type[BareExperts]) -> None:
     model = tiny.build("mixtral")
-    _undecorated(model)
+    _undecorated(model, kind)
     with pytest.raises(UnsupportedModelError) as error:
         find_expert_sites(model)
-    for part in ("model.layers.1.mlp.experts", "BareExperts", compat.version(), "exclude="):
+    for part in ("model.layers.1.mlp.experts", kind.__name__, compat.version(), "exclude="):
         assert part in str(error.value)
 
 

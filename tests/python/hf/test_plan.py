@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from sluice.config import OffloadOptions
 from sluice.errors import CheckpointError, UnsupportedModelError
-from sluice.hf import describe, layout, sources
+from sluice.hf import describe, ingest, layout
+from sluice.hf.checkpoint_files import shard_files
 from sluice.hf.detect import find_expert_sites
 from sluice.hf.plan import CheckpointPlan, plan_checkpoint
 
@@ -25,7 +26,7 @@ OPTIONS = OffloadOptions(device_memory="100%")
 
 def plan_of(folder: Path, dtype: torch.dtype | None = None) -> CheckpointPlan:
     model = describe.build_on_meta(folder, dtype)
-    return plan_checkpoint(model, find_expert_sites(model), sources.shard_files(folder))
+    return plan_checkpoint(model, find_expert_sites(model), shard_files(folder))
 
 
 def rewrite(folder: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -49,7 +50,7 @@ def test_every_expert_is_rebuilt_bit_for_bit(
 ) -> None:
     plan = plan_of(saved(family, per_expert=per_expert, dtype=dtype))
     assert not plan.needs_ingest
-    store = sources.store_in_place(plan, OPTIONS)
+    store = ingest.store_in_place(plan, OPTIONS)
     original = tiny.sites_of(tiny.build(family, dtype))
     for layer, site_plan in enumerate(plan.sites):
         site = site_plan.site
@@ -88,7 +89,7 @@ def test_the_experts_number_is_the_integer_in_the_key_not_its_place(
             tensors[key] = tensors.pop(key)
 
     plan = plan_of(rewrite(saved("mixtral"), tmp_path, reverse))
-    store = sources.store_in_place(plan, OPTIONS)
+    store = ingest.store_in_place(plan, OPTIONS)
     original = tiny.sites_of(tiny.build("mixtral"))
     (first, *_) = plan.sites
     rebuilt = layout.read_tensors(store, 0, first.site, torch.float32)
@@ -150,7 +151,7 @@ def test_the_same_tensor_in_two_shards_is_refused(
     stale = tmp_path / "stale.safetensors"
     shutil.copy(folder / index[KEY], stale)
     model = describe.build_on_meta(folder)
-    files = [*sources.shard_files(folder), str(stale)]
+    files = [*shard_files(folder), str(stale)]
     with pytest.raises(CheckpointError, match="two tensors of this name"):
         plan_checkpoint(model, find_expert_sites(model), files)
 
@@ -201,7 +202,7 @@ def test_a_narrower_dtype_is_ingested_as_transformers_casts(
     plan = plan_of(saved("mixtral"), dtype)
     assert "F32 is converted to" in plan.needs_ingest
     (first, *_) = plan.sites
-    made = sources.convert_site(plan, first)
+    made = ingest.convert_site(plan, first)
     expected = tiny.sites_of(tiny.build("mixtral"))[first.site.name].gate_up_proj.to(dtype)
     assert torch.equal(made["w13"], expected)
 

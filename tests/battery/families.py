@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import inspect
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,19 @@ def zoo_classes(tiny: zoo.ZooModel) -> tuple[type, type[nn.Module]]:
     config_class = getattr(transformers, tiny.config)
     modeling = config_class.__module__.replace(".configuration_", ".modeling_")
     return config_class, getattr(importlib.import_module(modeling), tiny.model)
+
+
+def present(models: Iterable[zoo.ZooModel], *, decorated: bool) -> list[zoo.ZooModel]:
+    """Those that this transformers has, with experts behind the interface or without."""
+    import transformers
+
+    modules = {entry.module for entry in scan()}
+    return [
+        tiny
+        for tiny in models
+        if hasattr(transformers, tiny.config)
+        and (zoo_classes(tiny)[1].__module__ in modules) is decorated
+    ]
 
 
 def build_experts(entry: DecoratedClass, dtype: torch.dtype) -> nn.Module:

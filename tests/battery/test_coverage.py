@@ -15,6 +15,7 @@ from .families import (
     build_zoo,
     causal_families,
     one_line,
+    present,
     prompt_ids,
     zoo_classes,
 )
@@ -26,9 +27,9 @@ else:
     import tomli as tomllib
 
 NOT_BUILT = tomllib.loads((Path(__file__).parent / "not_built.toml").read_text(encoding="utf-8"))
-# At transformers 5.24.0: at least 62 of 68 classes, at least 40 families.
+# What transformers 5.24.0 must reach; other releases have fewer families.
 LEAST_SHARE_OF_MODULES = 62 / 68
-LEAST_FAMILIES = 40
+LEAST_SHARE_OF_FAMILIES = 40 / 55
 
 
 @pytest.mark.parametrize("entry", scan(), ids=lambda entry: entry.key)
@@ -62,7 +63,7 @@ def test_enough_is_built():
     modules = len(scan()) - len(NOT_BUILT["modules"])
     families = len(causal_families()) - len(NOT_BUILT["models"])
     assert modules >= LEAST_SHARE_OF_MODULES * len(scan())
-    assert families >= LEAST_FAMILIES
+    assert families >= LEAST_SHARE_OF_FAMILIES * len(causal_families())
 
 
 def test_nothing_is_listed_that_this_transformers_lacks():
@@ -71,14 +72,18 @@ def test_nothing_is_listed_that_this_transformers_lacks():
     assert set(NOT_BUILT["models"]) | set(NOT_BUILT["refused"]) <= families
 
 
-@pytest.mark.parametrize("tiny", zoo.CAUSAL_LMS, ids=lambda tiny: tiny.name)
+@pytest.mark.parametrize(
+    "tiny", present(zoo.CAUSAL_LMS, decorated=True), ids=lambda tiny: tiny.name
+)
 def test_each_zoo_model_generates(tiny):
     built = build_zoo(tiny)
     tokens = built.model.generate(prompt_ids(built), max_new_tokens=4, do_sample=False)
     assert tokens.shape[1] > prompt_ids(built).shape[1]
 
 
-@pytest.mark.parametrize("tiny", zoo.TEXT_MODELS, ids=lambda tiny: tiny.name)
+@pytest.mark.parametrize(
+    "tiny", present(zoo.TEXT_MODELS, decorated=True), ids=lambda tiny: tiny.name
+)
 def test_each_zoo_text_model_runs(tiny):
     config_class, cls = zoo_classes(tiny)
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from torch import nn
 
 from . import zoo
 from .cells import DTYPES, FACTORS, STORAGE, Bench, Row, compare, hinting, run, run_on_routes
-from .families import causal_families, zoo_classes
+from .families import causal_families, present, zoo_classes
 from .pairwise import covering_rows, full_product
 from .tally import COUNTS
 from .test_coverage import NOT_BUILT
@@ -24,9 +24,10 @@ FAMILIES = [e.family for e in causal_families() if e.family not in NOT_BUILT["mo
 OFFLOADED = [family for family in FAMILIES if family not in NOT_BUILT["refused"]]
 # Gated and plain; biased, interleaved and transposed; grouped routing beside shared experts; no
 # gate; experts outside any block.
-IN_FULL = ("mixtral", "gpt_oss", "deepseek_v3", "nemotron_h", "gemma4")
+IN_FULL = ("mixtral", "gpt_oss", "deepseek_v3", "nemotron_h", "gemma4")  # in every release
 ON_TWO_THREADS = "mixtral"  # the other models are too small to gain from a second one
 COVERING = covering_rows(FACTORS)
+ZOO = zoo.CAUSAL_LMS + zoo.REFUSED
 BenchOf = Callable[[str], Bench]
 
 
@@ -173,7 +174,7 @@ def test_a_family_on_the_list_is_refused_with_the_listed_reason(bench_of: BenchO
         assert str(refusal.value).startswith(reason)
 
 
-@pytest.mark.parametrize("tiny", zoo.REFUSED, ids=lambda tiny: tiny.name)
+@pytest.mark.parametrize("tiny", present(ZOO, decorated=False), ids=lambda tiny: tiny.name)
 def test_experts_outside_the_interface_are_refused_by_name(tiny: zoo.ZooModel) -> None:
     import sluice
 

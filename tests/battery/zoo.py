@@ -299,7 +299,7 @@ CAUSAL_LMS: tuple[ZooModel, ...] = (
         "Qwen4Exp",
         DELTA_NET
         | {
-            "layer_types": ["linear_attention", "indexed_attention"],
+            "layer_types": ["linear_attention", "full_attention"],
             "hc_lowrank": 16,
             "hc_count": 2,
             "indexer_n_heads": 4,

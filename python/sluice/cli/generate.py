@@ -145,7 +145,7 @@ def _text(payload: dict[str, Any]) -> str:
         lines.append(
             f"limit of decoding {decode['limit_s']:.3f} s (disk {decode['disk_s']:.3f}, experts in "
             f"memory {decode['experts_s']:.3f}, dense {decode['dense_s']:.3f}), achieved "
-            f"{decode['achieved']:.2f}, bound: {decode['bound']}; constants: doctor"
+            f"{decode['achieved']:.2g}, bound: {decode['bound']}; constants: doctor"
             + ("; above 1, run `sluice doctor` again" if decode["achieved"] > 1 else "")
         )
     lines.append(

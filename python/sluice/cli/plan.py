@@ -28,9 +28,9 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Plans."""
+    plan = plan_path(args.model, args.device_memory)
     from sluice import doctor
 
-    plan = plan_path(args.model, args.device_memory)
     constants = doctor.load_constants(doctor.cache_folder())
     payload = plan.to_dict() | {"constants": constants.to_dict() if constants else None}
     return Outcome(payload, text_of(plan, constants))

@@ -103,20 +103,21 @@ TEST(ReaderPool, CarriesErrorsToTheirChunkAndWorksOn) {
 
 TEST(ReaderPool, ClosesWithReadsInFlightAndRefusesMore) {
   const Pack pack({.chunk_bytes = 4096, .read_rate = 4 << 20});
-  AlignedBuffer slot(pack.store->slot_bytes(LayerIdx{0}));
+  std::vector<AlignedBuffer> slots;
+  for (int load = 0; load < 10; ++load) slots.emplace_back(pack.store->slot_bytes(LayerIdx{0}));
   std::atomic<int> landed{0};
   ReaderPool pool(pack.store, 3, [&](std::uint64_t, std::exception_ptr error, std::uint64_t) {
     EXPECT_EQ(error, nullptr);
     ++landed;
   });
   for (std::uint64_t t = 0; t < 30; ++t) {
-    pool.start(t, make_key(0, 0), static_cast<std::int32_t>(t % 3), slot.data());
+    pool.start(t, make_key(0, 0), static_cast<std::int32_t>(t % 3), slots[t / 3].data());
   }
   std::jthread other([&] { pool.close(); });
   pool.close();
   EXPECT_EQ(landed, 30);
   pool.close();
-  EXPECT_THROW(pool.start(1, make_key(0, 0), 0, slot.data()), InternalError);
+  EXPECT_THROW(pool.start(1, make_key(0, 0), 0, slots[0].data()), InternalError);
 }
 
 TEST(ReaderPool, RefusesNumbersOfThreadsThatCannotWork) {

@@ -30,7 +30,7 @@ struct EngineStress : ::testing::Test {
     PlainForward plain(*model);
     for (int i = 0; i < 24; ++i) {
       calls.push_back(make_call(shape, i % 2,
-                                {.num_tokens = i % 6 == 5 ? 17 : 1,
+                                {.num_tokens = i % 6 == 5 ? 40 : 1,
                                  .top_k = 1 + i % 4,
                                  .activations = i % 2 == 0 ? DType::kBF16 : DType::kF32},
                                 rng));

@@ -238,7 +238,7 @@ TEST(EngineWalk, KeepsEveryInvariantOverAHundredThousandSteps) {
   PlainForward plain(model);
   for (int i = 0; i < 48; ++i) {
     calls.push_back(make_call(shape, i % 2,
-                              {.num_tokens = std::array{1, 1, 1, 2, 9}[i % 5],
+                              {.num_tokens = std::array{1, 1, 1, 2, 33}[i % 5],
                                .top_k = 1 + i % 4,
                                .odd_entries = i % 3 == 0},
                               rng));

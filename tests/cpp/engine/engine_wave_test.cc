@@ -111,7 +111,12 @@ TEST(EngineWave, WhereTheCacheIsSmallTheRingIsThePool) {
 TEST(EngineWave, ManyTokensOfOneExpertAreOneProblemWhateverTheWave) {
   const ModelShape shape;
   const Model model(shape, 1);
-  const Call call = call_for(shape, 0, {0, 1, 0, 2, 0, 3, 0, 1, 0, 1, 0, 1, 1, 5, 6, 7});
+  std::vector<std::int64_t> experts = {2, 3, 5, 6, 7};
+  for (std::int64_t i = 0; i < kFewTokens + 2; ++i) {
+    experts.insert(experts.end(), {0, 1});
+    if (i < kFewTokens) experts.push_back(4);  // just on the other side of the switch
+  }
+  const Call call = call_for(shape, 0, experts);
   const auto expected = PlainForward(model)(call);
   for (const std::int64_t slots : {1, 2, 3, 16}) {
     Rig rig(model, {.device_memory = model.slots(slots)});

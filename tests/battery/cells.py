@@ -288,7 +288,8 @@ class Comparison:
         allowed: The tolerance there.
         rerouted: Positions where rounding chose other experts, and all that depend on them.
         near_ties: Rows whose tokens are compared only up to a margin below the tolerance.
-        tokens_equal: Greedy tokens agree wherever they are compared.
+        tokens: New tokens that were compared.
+        tokens_equal: They agree.
         positions: All positions, prompt and new tokens.
     """
 
@@ -296,6 +297,7 @@ class Comparison:
     allowed: float
     rerouted: int
     near_ties: int
+    tokens: int
     tokens_equal: bool
     positions: int
 
@@ -313,7 +315,7 @@ def compare(bench: Bench, dtype: str, ours: Outcome, on_stocks_routes: torch.Ten
     error = max(error, difference.masked_fill(prompt, 0).max().item())
     margins = stock.steps.float().topk(2, dim=-1).values
     margins = margins[..., 0] - margins[..., 1]
-    rerouted, near_ties, equal = int(prompt.sum()), 0, True
+    rerouted, near_ties, tokens, equal = int(prompt.sum()), 0, 0, True
     for row in range(batch):
         stable = not bool(prompt[row].any())
         for step in range(stock.steps.shape[0]):
@@ -324,12 +326,13 @@ def compare(bench: Bench, dtype: str, ours: Outcome, on_stocks_routes: torch.Ten
             if margins[step, row].item() <= allowed and dtype != "fp32":
                 near_ties += 1
                 break
+            tokens += 1
             at = length + step
             equal = equal and bool(ours.tokens[row, at] == stock.tokens[row, at])
             difference = (ours.steps[step, row].float() - stock.steps[step, row].float()).abs()
             error = max(error, difference.max().item())
     positions = batch * (length + stock.steps.shape[0])
-    return Comparison(error, allowed, rerouted, near_ties, equal, positions)
+    return Comparison(error, allowed, rerouted, near_ties, tokens, equal, positions)
 
 
 def _rerouted(ours: Outcome, stock: Outcome, batch: int) -> list[torch.Tensor]:

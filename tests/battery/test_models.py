@@ -98,6 +98,7 @@ def check_cell(bench: Bench, cell: Row) -> None:
     COUNTS[f"cells in {dtype}"] += 1
     COUNTS[f"positions in {dtype}"] += outcome.positions
     COUNTS[f"positions in {dtype} rerouted by rounding"] += outcome.rerouted
+    COUNTS[f"new tokens in {dtype} compared"] += outcome.tokens
     COUNTS[f"rows in {dtype} ended by a near tie of stock's own"] += outcome.near_ties
     assert outcome.error <= outcome.allowed
     assert outcome.tokens_equal

@@ -214,6 +214,26 @@ def test_generate_prints_the_text_and_its_cost(
     assert decode["bound"] == "disk"
 
 
+def test_an_interrupted_generation_ends_with_130_and_one_line() -> None:
+    driver = (
+        "import sys, sluice.cli.generate as generate\n"
+        "put = generate._Watch.put\n"
+        "def interrupt(self, value):\n"
+        "    put(self, value)\n"
+        "    if self._tokens == 3:\n"
+        "        raise KeyboardInterrupt\n"
+        "generate._Watch.put = interrupt\n"
+        "from sluice.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["generate", REFERENCE, "--prompt", "<|bos|><|sep|>", "--device-memory", "25%"]
+    done = subprocess.run(
+        [sys.executable, "-c", driver, *words], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 130
+    assert done.stdout == "" and done.stderr == "sluice: interrupted\n"
+
+
 def test_sampling_is_repeated_by_its_seed() -> None:
     common = ("generate", REFERENCE, "--prompt", "<|bos|><|sep|>", "--device-memory", "50%")
     common = (*common, "--temperature", "1.0", "--max-new-tokens", "12", "--json")

@@ -205,6 +205,16 @@ def forget_quantizer(model: Any, quantizer: Any) -> None:
             nested.__dict__.pop("_is_quantized", None)
 
 
+def casts_renamed_keys() -> bool:
+    """Whether a quantizer that says "pre-quantized" still has every dense tensor cast.
+
+    Releases without `get_new_dtype` leave renamed keys in the type of the file.
+    """
+    from transformers.quantizers import HfQuantizer  # pyright: ignore[reportPrivateImportUsage]
+
+    return hasattr(HfQuantizer, "get_new_dtype")
+
+
 def cache_keyword(model: Any) -> str:
     """What `forward` calls the KV cache: "cache" or, before 5.24, "past_key_values"."""
     parameters = inspect.signature(type(model).forward).parameters

@@ -138,8 +138,9 @@ class OffloadHfQuantizer(HfQuantizer):
 
     def __init__(self, config: OffloadConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        # transformers loads on one thread when it believes that we quantise as we load.
-        self.pre_quantized = True
+        # transformers loads on one thread when it believes that we quantise as we load; on releases
+        # where the other belief would cost the cast to `dtype=`, one thread it is.
+        self.pre_quantized = compat.casts_renamed_keys()
         self._config = config
         self._attachment: Attachment | None = None
         self._plan: CheckpointPlan | None = None

@@ -4,6 +4,7 @@
 #include <array>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/log_ring.h"
@@ -113,6 +114,15 @@ double disk_rate(const std::string& path, std::uint64_t offset, std::uint64_t nb
   return disk_bandwidth(path, offset, nbytes, chunk_bytes, threads);
 }
 
+double disk_rate_of(const std::string& path,
+                    const std::vector<std::pair<std::uint64_t, std::uint64_t>>& ranges,
+                    std::size_t chunk_bytes, int threads) {
+  std::vector<FileExtent> extents;
+  extents.reserve(ranges.size());
+  for (const auto& [offset, nbytes] : ranges) extents.push_back({offset, nbytes});
+  return disk_bandwidth(path, extents, chunk_bytes, threads);
+}
+
 }  // namespace
 
 void bind_kernels(py::module_& m) {
@@ -132,6 +142,9 @@ void bind_kernels(py::module_& m) {
   m.def("disk_bandwidth", &disk_rate, py::arg("path"), py::arg("offset"), py::arg("nbytes"),
         py::arg("chunk_bytes"), py::arg("threads"), WithoutGil(),
         "Bytes/s of O_DIRECT reads of a file range, `threads` deep.");
+  m.def("disk_bandwidth_extents", &disk_rate_of, py::arg("path"), py::arg("extents"),
+        py::arg("chunk_bytes"), py::arg("threads"), WithoutGil(),
+        "The same over many ranges (offset, nbytes), in their order.");
 }
 
 }  // namespace sluice::bindings

@@ -232,3 +232,8 @@ def read_bandwidth(address: int, nbytes: int, repeats: int) -> float:
 
 def disk_bandwidth(path: str, offset: int, nbytes: int, chunk_bytes: int, threads: int) -> float:
     """Bytes/s of O_DIRECT reads of a file range, `threads` deep."""
+
+def disk_bandwidth_extents(
+    path: str, extents: Sequence[tuple[int, int]], chunk_bytes: int, threads: int
+) -> float:
+    """The same over many ranges (offset, nbytes), in their order."""

@@ -9,7 +9,7 @@ from baselines.lru_demand import LruDemandArm
 from baselines.resident import ResidentArm
 from baselines.sluice_arm import SluiceArm
 
-__all__ = ["Arm", "Sample", "make_arm"]
+__all__ = ["Arm", "Sample", "SluiceArm", "make_arm"]
 
 
 def make_arm(mode: str, checkpoint: Path, scenario: dict[str, Any], share: float) -> Arm:

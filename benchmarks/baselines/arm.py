@@ -16,12 +16,17 @@ from routing import Replay
 
 @dataclass
 class Sample:
-    """One generation: when each token was there, what it read, what it said."""
+    """One generation: when each token was there, what it read, what it said.
+
+    `counters` and `began_s` (on the monotonic clock) concern the tokens behind the prompt, or the
+    prompt where it is all there is.
+    """
 
     prefill_s: float
     token_s: list[float]
     tokens: list[int]
     logits: torch.Tensor
+    began_s: float
     counters: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -45,6 +50,7 @@ class Arm(ABC):
         self.dtype = DTYPES[scenario["model"]["dtype"]]
         self.model: Any = None
         self.replay: Replay | None = None
+        self._mark: tuple[float, dict[str, Any]] = (0.0, {})
 
     @abstractmethod
     def load(self) -> Any:
@@ -79,7 +85,6 @@ class Arm(ABC):
         rounding stay on one text); where it ends, greedy decoding takes over.
         """
         assert self.replay is not None
-        before = self.counters()
         gaps: list[float] = []
         tokens: list[int] = []
         if routes is None:
@@ -88,9 +93,10 @@ class Arm(ABC):
             self.replay.start(routes)
             with self.replay.installed():
                 logits = self._loop(text, prompt_tokens, new_tokens, gaps, tokens)
+        began, before = self._mark
         after = self.counters()
         moved = {k: v - before[k] for k, v in after.items() if isinstance(v, int | float)}
-        return Sample(gaps[0], gaps[1:], tokens, logits, moved)
+        return Sample(gaps[0], gaps[1:], tokens, logits, began, moved)
 
     def _loop(
         self,
@@ -101,6 +107,7 @@ class Arm(ABC):
         tokens: list[int],
     ) -> torch.Tensor:
         ids, cache, logits = text[:, :prompt_tokens], None, torch.empty(0)
+        self._mark = (time.monotonic(), self.counters())
         # transformers 5.24 renamed `past_key_values`.
         named = inspect.signature(self.model.forward).parameters
         cache_name = "cache" if "cache" in named else "past_key_values"
@@ -116,4 +123,6 @@ class Arm(ABC):
             if position < text.shape[1]:
                 ids = text[:, position : position + 1]
             self.after_forward()
+            if step == 0 and new_tokens > 1:  # a decode sample counts what comes behind the prompt
+                self._mark = (time.monotonic(), self.counters())
         return logits.float().clone()

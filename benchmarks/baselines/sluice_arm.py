@@ -23,27 +23,27 @@ class SluiceArm(Arm):
         self.variant = variant
         self.state = "warm" if variant == "warm" else "direct"
         self.settings: dict[str, Any] = {}
+        self.pack: str | None = None
 
     def load(self) -> Any:
         from transformers import AutoModelForCausalLM
 
         import sluice
 
-        pack: str | None = None
         if self.variant in {"pack", "warm"}:
             path = self.checkpoint / "experts.sluice.safetensors"
             if not path.exists():
                 from sluice.pack import make_pack
 
                 make_pack(self.checkpoint, out=path)
-            pack = str(path)
+            self.pack = str(path)
         budget = self.scenario.get("budget", {})
         options = sluice.OffloadOptions(
             device_memory=f"{self.share * 100:g}%",
             policy=budget.get("policy", "decayed-lfu"),
             io_threads=budget.get("io_threads", 4),
             direct=self.variant != "warm",
-            pack=pack if pack else "none",
+            pack=self.pack or "none",
         )
         self.settings = options.to_dict()
         config = sluice.OffloadConfig(**self.settings)
@@ -54,6 +54,17 @@ class SluiceArm(Arm):
 
     def counters(self) -> dict[str, Any]:
         return self.model.sluice.stats().to_dict()
+
+    def demand_extents(self, since_s: float) -> tuple[str, list[tuple[int, int]]]:
+        """The pack, and the file extents (offset, bytes) of the demands that began since then."""
+        from sluice import _core
+
+        assert self.pack is not None
+        tensors = _core.read_safetensors_header(self.pack)["tensors"]
+        places = {name: (offset, size) for name, _, _, offset, size in tensors}
+        spans = self.model.sluice.spans()
+        keys = [(s[3], s[4]) for s in spans if s[0] == "load_demand" and s[1] >= since_s]
+        return self.pack, [places[f"layers.{a}.experts.{b}"] for a, b in keys]
 
     def config(self) -> dict[str, Any]:
         return {"mode": self.mode, **self.settings}

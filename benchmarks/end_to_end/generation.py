@@ -1,12 +1,13 @@
 """Prefill or decode of a causal LM, arm against arm."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from baselines import Arm, Sample, make_arm
+from baselines import Arm, Sample, SluiceArm, make_arm
 from checkpoints import checkpoint
 from harness import alternate, logits_tolerance, row
 from routing import Routes, recorded, sticky
@@ -87,6 +88,8 @@ def measure(
         return one
 
     results = alternate(scenario, {name: timed(name) for name in arms})
+    resident = results.get("resident-sluice")
+    resident_s = statistics.median(resident[0]) if resident else None
     data = {
         "routes": routes.source if routes else "the model's own router",
         "routes_sha256": routes.sha256 if routes else "",
@@ -96,7 +99,8 @@ def measure(
     }
     rows = []
     for name, (samples, stop) in results.items():
-        per_token = 1.0 / (len(samples) + scenario.get("stop", {}).get("warmup", 1)) / new_tokens
+        calls = len(samples) + scenario.get("stop", {}).get("warmup", 1)
+        per_token = 1.0 / calls / max(1, new_tokens - 1)
         counters = {k: v * per_token for k, v in totals[name].items()}
         rows.append(
             row(
@@ -110,11 +114,46 @@ def measure(
                 stop=stop,
                 correct=verdicts[name],
                 config=arms[name].config(),
-                counters={"per": "token, prompt included in the first", **counters},
+                counters={"per": "decoded token" if phase == "decode" else "prompt", **counters},
+                limit=disk_limit(arms[name], last[name], statistics.median(samples), resident_s),
                 data=data,
             )
         )
     return rows
+
+
+def disk_limit(
+    arm: Arm, sample: Sample, token_s: float, resident_s: float | None
+) -> dict[str, float]:
+    """What the disk allows a sluice arm that reads directly from a pack.
+
+    A read loop over the very extents that the last generation demanded, at the same depth and
+    chunk, gives the rate that bytes could have had; `achieved` is the rate that demands had while
+    any was in flight over it, and `token_bound_s` is demanded bytes over that rate plus the token's
+    time with everything resident.
+    """
+    if not isinstance(arm, SluiceArm) or arm.variant != "pack" or resident_s is None:
+        return {}
+    from sluice import _core
+
+    pack, extents = arm.demand_extents(sample.began_s)
+    if not extents or not sample.counters.get("demand_s"):
+        return {}
+    threads = arm.settings["io_threads"]
+    loop = statistics.median(
+        _core.disk_bandwidth_extents(pack, extents, 1 << 20, threads) for _ in range(3)
+    )
+    demand = sample.counters["bytes_read_demand"]
+    rate = demand / sample.counters["demand_s"]
+    per_token = demand / max(1, len(sample.token_s))
+    bound = per_token / loop + resident_s
+    return {
+        "read_loop_bytes_s": loop,
+        "demand_bytes_s": rate,
+        "achieved": rate / loop,
+        "token_bound_s": bound,
+        "token_over_bound": token_s / bound,
+    }
 
 
 def check(arms: dict[str, Arm], sample: Any, last: dict[str, Sample]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
-#include <span>
 #include <string>
 
 #include "store/expert_store.h"
@@ -34,8 +33,6 @@ void bind_kernels(py::module_& m);
 /// Errors: ConfigError when the store has no such expert.
 [[nodiscard]] ExpertKey checked_key(const ExpertStore& store, std::int64_t layer,
                                     std::int64_t expert);
-/// One expert's canonical bytes, by the reads that fill a slot; `out` is as long as its layout.
-void read_expert(const ExpertStore& store, ExpertKey key, std::span<std::byte> out);
 
 /// `fields[key]`. Errors: ConfigError when it is missing or of another type.
 template <class T>

@@ -30,7 +30,7 @@ class Writer {
     const ExpertKey key = checked_key(*store.store, layer, expert);
     AlignedBuffer bytes(store.store->layer(key.layer).layout.bytes());
     const std::span<std::byte> out(bytes.data(), store.store->layer(key.layer).layout.bytes());
-    read_expert(*store.store, key, out);
+    store.store->read_expert(key, out);
     open().append(out);
   }
   void append(std::uint64_t address, std::uint64_t nbytes) {

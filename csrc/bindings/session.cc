@@ -152,12 +152,6 @@ void give_hints(const SessionHandle& session,
   session.engine().hint(hints);
 }
 
-void copy_expert(const SessionHandle& session, std::int32_t layer, std::int32_t expert,
-                 std::uint64_t address, std::uint64_t nbytes) {
-  const ExpertKey key = checked_key(session.engine().store(), layer, expert);
-  session.engine().read_expert(key, {address_of(address, nbytes), nbytes});
-}
-
 py::dict plan_of(std::uint64_t budget_bytes,
                  const std::vector<std::pair<std::size_t, std::int32_t>>& layers) {
   std::vector<LayerBytes> demands;
@@ -207,8 +201,6 @@ void bind_session(py::module_& m) {
             return residency_view(without_gil([&] { return s.engine().residency(); }));
           },
           "Per size class, per slot: (state, layer, expert, leases).")
-      .def("read_expert", &copy_expert, py::arg("layer"), py::arg("expert"), py::arg("address"),
-           py::arg("nbytes"), WithoutGil())
       .def(
           "drain", [](const SessionHandle& s) { s.engine().drain(); }, WithoutGil())
       .def("close", &SessionHandle::close, WithoutGil())

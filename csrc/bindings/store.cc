@@ -1,7 +1,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
 #include <span>
 #include <string>
 #include <vector>
@@ -11,7 +10,6 @@
 #include "bindings/bindings.h"
 #include "store/expert_store.h"
 #include "store/fingerprint.h"
-#include "store/io_scratch.h"
 #include "store/safetensors.h"
 
 namespace sluice::bindings {
@@ -111,14 +109,14 @@ py::bytes expert_bytes(const StoreHandle& handle, std::int32_t layer, std::int32
   auto result = py::reinterpret_steal<py::bytes>(made);
   auto* data = reinterpret_cast<std::byte*>(PyBytes_AS_STRING(made));
   const py::gil_scoped_release no_gil;
-  read_expert(store, key, {data, bytes});
+  store.read_expert(key, {data, bytes});
   return result;
 }
 
 void expert_into(const StoreHandle& handle, std::int32_t layer, std::int32_t expert,
                  std::uint64_t address, std::uint64_t nbytes) {
   const ExpertKey key = checked_key(*handle.store, layer, expert);
-  read_expert(*handle.store, key, {address_of(address, nbytes), nbytes});
+  handle.store->read_expert(key, {address_of(address, nbytes), nbytes});
 }
 
 py::dict header_to_dict(const std::string& path) {
@@ -171,20 +169,6 @@ ExpertKey checked_key(const ExpertStore& store, std::int64_t layer, std::int64_t
            std::to_string(num_experts - 1);
   });
   return key;
-}
-
-void read_expert(const ExpertStore& store, ExpertKey key, std::span<std::byte> out) {
-  const std::size_t bytes = store.layer(key.layer).layout.bytes();
-  require<ConfigError>(out.size() == bytes, [&] {
-    return "nbytes: got " + std::to_string(out.size()) + ", expected " + std::to_string(bytes);
-  });
-  AlignedBuffer slot(store.slot_bytes(key.layer));
-  std::memset(slot.data(), 0, slot.bytes());  // the gaps between sections are zeros
-  IoScratch scratch;
-  for (std::int32_t chunk = 0; chunk < store.num_chunks(key); ++chunk) {
-    store.read(key, chunk, slot.data(), scratch);
-  }
-  std::memcpy(out.data(), slot.data(), bytes);
 }
 
 py::dict layer_to_dict(const ExpertStore& store, LayerIdx layer) {

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <new>
 #include <string>
 #include <utility>
@@ -14,7 +13,6 @@
 #include "engine/conversation.h"
 #include "engine/layer_run.h"
 #include "engine/turn.h"
-#include "store/io_scratch.h"
 #include "transfer/disk_link.h"
 
 namespace sluice {
@@ -203,25 +201,6 @@ void Engine::drain() {
   if (impl.in_forked_child()) return;
   const TurnGuard guard(impl.turn, "drain", nullptr);
   if (!impl.closed) impl.conversation.drain();
-}
-
-void Engine::read_expert(ExpertKey key, std::span<std::byte> out) const {
-  const ExpertStore& store = *impl_->parts.store;
-  require<ConfigError>(
-      to_int(key.layer) >= 0 && to_int(key.layer) < store.num_layers() && to_int(key.expert) >= 0 &&
-          to_int(key.expert) < store.layer(key.layer).num_experts &&
-          out.size() == store.layer(key.layer).layout.bytes(),
-      [&] {
-        return "read_expert: got expert (" + std::to_string(to_int(key.layer)) + ", " +
-               std::to_string(to_int(key.expert)) + ") into " + std::to_string(out.size()) +
-               " bytes, expected a stored expert and its canonical size";
-      });
-  const AlignedBuffer slot(store.slot_bytes(key.layer));
-  IoScratch scratch;
-  for (std::int32_t chunk = 0; chunk < store.num_chunks(key); ++chunk) {
-    store.read(key, chunk, slot.data(), scratch);
-  }
-  std::memcpy(out.data(), slot.data(), out.size());
 }
 
 void Engine::close() {

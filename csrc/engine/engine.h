@@ -102,8 +102,6 @@ class Engine {
   [[nodiscard]] std::vector<std::vector<SlotCache::SlotView>> residency() const;
   /// Waits until nothing is in flight: hints are cancelled, demands awaited.
   void drain();
-  /// Copies one expert's canonical bytes out, through the same reads as a load (restore, parity).
-  void read_expert(ExpertKey key, std::span<std::byte> out) const;
   /// Idempotent. Running calls finish first; queued work is cancelled, reads in flight awaited;
   /// threads are joined and every byte is returned.
   void close();

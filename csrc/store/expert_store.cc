@@ -1,6 +1,7 @@
 #include "store/expert_store.h"
 
 #include <cstdio>
+#include <cstring>
 
 #include "base/crc32c.h"
 #include "base/error.h"
@@ -102,6 +103,18 @@ void ExpertStore::read(ExpertKey key, std::int32_t chunk, std::byte* slot, IoScr
            ": got bytes of another checksum, expected CRC-32C " + expected +
            "; the pack or its disk is damaged: write the pack again";
   });
+}
+
+void ExpertStore::read_expert(ExpertKey key, std::span<std::byte> out) const {
+  const std::size_t bytes = layer(key.layer).layout.bytes();
+  require<ConfigError>(out.size() == bytes, [&] {
+    return "nbytes: got " + std::to_string(out.size()) + ", expected " + std::to_string(bytes);
+  });
+  const AlignedBuffer slot(slot_bytes(key.layer));
+  std::memset(slot.data(), 0, slot.bytes());
+  IoScratch scratch;
+  for (std::int32_t c = 0; c < num_chunks(key); ++c) read(key, c, slot.data(), scratch);
+  std::memcpy(out.data(), slot.data(), bytes);
 }
 
 std::int32_t ExpertStore::num_layers() const {

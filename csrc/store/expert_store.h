@@ -94,6 +94,10 @@ class ExpertStore {
   void read(ExpertKey key, std::int32_t chunk, std::byte* slot, IoScratch& scratch,
             std::uint64_t* bytes_read = nullptr) const;
 
+  /// One expert's canonical bytes by the same reads, zeros between its sections; allocates.
+  /// Errors: as `read`; ConfigError when `out` is not as long as the layout.
+  void read_expert(ExpertKey key, std::span<std::byte> out) const;
+
   /// The largest read, alignment included: what an I/O thread's scratch must hold. 0: no files.
   [[nodiscard]] std::size_t largest_read_bytes() const;
 

@@ -156,10 +156,6 @@ class Session:
         """Counts a degradation that the core cannot see."""
         self._notes[name] += count
 
-    def read_expert(self, layer: int, expert: int, address: int, nbytes: int) -> None:
-        """Copies one expert's canonical bytes to an address."""
-        self._core.read_expert(layer, expert, address, nbytes)
-
     def drain(self) -> None:
         """Waits until nothing is in flight; hints are cancelled."""
         self._core.drain()

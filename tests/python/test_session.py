@@ -101,9 +101,9 @@ def test_experts_come_back_as_they_were(small: SmallStore, tmp_path: Path) -> No
     with small.session(small.pack(tmp_path / "s.pack")) as session:
         nbytes = session.store.layer(1)["expert_bytes"]
         copy = torch.empty(nbytes, dtype=torch.uint8)
-        session.read_expert(1, 5, copy.data_ptr(), nbytes)
+        session.store.read_expert_into(1, 5, copy.data_ptr(), nbytes)
         with pytest.raises(ConfigError, match="expected 0 to 7"):
-            session.read_expert(1, 8, copy.data_ptr(), nbytes)
+            session.store.read_expert_into(1, 8, copy.data_ptr(), nbytes)
     assert bytes(copy.numpy()) == session.store.read_expert(1, 5)
     w13 = small.w13[1][5]
     assert torch.equal(copy[: w13.nbytes].view(torch.float32).view(w13.shape), w13)

@@ -196,7 +196,7 @@ TEST_F(EngineFailure, AClosedSessionRefusesForwardsAndDropsGuesses) {
   EXPECT_EQ(stats.resident_bytes, 0u);
   EXPECT_EQ(stats.slab_bytes, 0u);
   std::vector<std::byte> expert(model.layout().bytes());
-  rig.engine().read_expert(make_key(1, 5), expert);
+  rig.engine().store().read_expert(make_key(1, 5), expert);
   EXPECT_TRUE(model.holds(make_key(1, 5), expert.data()));
 }
 

@@ -28,15 +28,10 @@ inline std::vector<std::byte> canonical_expert(const ExpertLayout& layout, std::
   return out;
 }
 
-/// One expert read chunk by chunk, in a slot that the store's own size and alignment describe; what
-/// no chunk wrote is zero.
 inline std::vector<std::byte> read_expert(const ExpertStore& store, ExpertKey key) {
-  AlignedBuffer slot(store.slot_bytes(key.layer));
-  std::memset(slot.data(), 0, slot.bytes());
-  IoScratch scratch;
-  for (std::int32_t c = 0; c < store.num_chunks(key); ++c) store.read(key, c, slot.data(), scratch);
-  const std::size_t bytes = store.layer(key.layer).layout.bytes();
-  return {slot.data(), slot.data() + bytes};
+  std::vector<std::byte> out(store.layer(key.layer).layout.bytes());
+  store.read_expert(key, out);
+  return out;
 }
 
 inline PackManifest small_manifest() {

@@ -35,6 +35,10 @@ struct Piece {
   DType dtype = DType::kF32;
 };
 
+/// Sizes above these are refused: no sum or product of them overflows (w13 stays below 2^52 bytes).
+inline constexpr std::int64_t kMaxWidth = std::int64_t{1} << 24;
+inline constexpr std::int32_t kMaxExperts = std::int32_t{1} << 20;
+
 /// One MoE layer's experts: how many, and how one lies in a slot.
 struct StoredLayer {
   std::string name;  ///< module path of the experts, as in the model
@@ -43,7 +47,7 @@ struct StoredLayer {
 };
 
 /// How a pack's checksums are used. Shards in place have none.
-enum class Verify : std::uint8_t { kFirst, kAlways, kOff };
+enum class Verify : std::uint8_t { kFirst, kAlways, kNever };
 
 /// What reading has cost since the store was made. Exact; `bytes_read` is what the kernel was asked
 /// for and gave, alignment included, so that it agrees with /proc/self/io.

@@ -24,10 +24,6 @@ namespace {
 
 constexpr std::size_t kMaxChunkBytes = 4 * kMiB;
 
-// Sizes that no arithmetic on them can overflow: w13 stays below 2^52 bytes.
-constexpr std::int64_t kMaxWidth = std::int64_t{1} << 24;
-constexpr std::int32_t kMaxExperts = std::int32_t{1} << 20;
-
 std::optional<ExpertStore::InPlace> find_in_place(const ExpertLayout& layout,
                                                   std::span<const Piece> pieces) {
   const auto section = [&](std::size_t offset, std::size_t bytes) -> const std::byte* {

@@ -66,13 +66,13 @@ StoredLayer read_layer(const Json& json) {
   check_members(json, 9, "layer");
   StoredLayer layer;
   layer.name = text(json, "name");
-  layer.num_experts = static_cast<std::int32_t>(number(json, "experts", kMaxPackExperts));
+  layer.num_experts = static_cast<std::int32_t>(number(json, "experts", kMaxExperts));
   if (const std::string format = text(json, "format"); format != "plain") {
     refuse("\"format\": got \"" + format + "\", expected \"plain\"; upgrade sluice to read it");
   }
   layer.layout.dtype = parse_dtype(text(json, "dtype"));
-  layer.layout.hidden = number(json, "hidden", kMaxPackWidth);
-  layer.layout.intermediate = number(json, "intermediate", kMaxPackWidth);
+  layer.layout.hidden = number(json, "hidden", kMaxWidth);
+  layer.layout.intermediate = number(json, "intermediate", kMaxWidth);
   layer.layout.gated = flag(json, "gated");
   layer.layout.has_bias = flag(json, "bias");
   const Json& stated = member(json, "expert_bytes");

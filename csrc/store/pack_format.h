@@ -15,10 +15,6 @@ inline constexpr const char* kPackFormat = "sluice.pack/1";
 /// The last tensor: one CRC-32C per expert and extent.
 inline constexpr const char* kPackChecksums = "sluice.crc32c";
 
-/// Sizes above these are refused, so that sums and products of them cannot overflow.
-inline constexpr std::int64_t kMaxPackWidth = std::int64_t{1} << 24;
-inline constexpr std::int64_t kMaxPackExperts = std::int64_t{1} << 20;
-
 /// One expert in a pack: its layout, padded with zeros to 4096.
 [[nodiscard]] std::size_t blob_bytes(const ExpertLayout& layout);
 

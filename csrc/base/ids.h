@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 
 namespace sluice {
 
@@ -29,6 +30,12 @@ struct ExpertKey {
 
 [[nodiscard]] constexpr ExpertKey make_key(std::int32_t layer, std::int32_t expert) noexcept {
   return {LayerIdx{layer}, ExpertIdx{expert}};
+}
+
+/// As messages name it: "layer 1 expert 5".
+[[nodiscard]] inline std::string describe(ExpertKey key) {
+  return "layer " + std::to_string(to_int(key.layer)) + " expert " +
+         std::to_string(to_int(key.expert));
 }
 
 }  // namespace sluice

@@ -38,9 +38,9 @@ class ExpertTable {
     const std::int32_t expert = to_int(key.expert);
     require<InternalError>(
         layer >= 0 && layer < shape_.num_layers && expert >= 0 && expert < shape_.max_experts, [&] {
-          return "policy: got expert (" + std::to_string(layer) + ", " + std::to_string(expert) +
-                 "), expected layers below " + std::to_string(shape_.num_layers) +
-                 " and experts below " + std::to_string(shape_.max_experts);
+          return "policy: got " + describe(key) + ", expected layers below " +
+                 std::to_string(shape_.num_layers) + " and experts below " +
+                 std::to_string(shape_.max_experts);
         });
     return values_[static_cast<std::size_t>(layer) * static_cast<std::size_t>(shape_.max_experts) +
                    static_cast<std::size_t>(expert)];

@@ -8,11 +8,6 @@
 namespace sluice {
 namespace {
 
-std::string describe(ExpertKey key) {
-  return "expert (" + std::to_string(to_int(key.layer)) + ", " +
-         std::to_string(to_int(key.expert)) + ")";
-}
-
 std::size_t checked_num_slots(std::int32_t num_slots) {
   require<CapacityError>(num_slots > 0, [&] {
     return "slot cache: got " + std::to_string(num_slots) +

@@ -101,8 +101,7 @@ void Conversation::finished(const LoadRequest& request, TicketState state,
   SlotPool& pool = pool_of(request.key.layer);
   const SlotIdx slot{slot_of_locked(request.key)};
   require<InternalError>(to_int(slot) >= 0 && pool.record(slot).loading, [&] {
-    return "finished: got expert (" + std::to_string(to_int(request.key.layer)) + ", " +
-           std::to_string(to_int(request.key.expert)) + "), expected one that is loading";
+    return "finished: got " + describe(request.key) + ", expected one that is loading";
   });
   SlotRecord& record = pool.record(slot);
   EventHandle last_use = request.last_use;

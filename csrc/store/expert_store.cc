@@ -11,11 +11,6 @@
 namespace sluice {
 namespace {
 
-std::string describe(ExpertKey key) {
-  return "layer " + std::to_string(to_int(key.layer)) + " expert " +
-         std::to_string(to_int(key.expert));
-}
-
 bool is_aligned(const std::byte* address) {
   return reinterpret_cast<std::uintptr_t>(address) % kDirectAlignment == 0;
 }

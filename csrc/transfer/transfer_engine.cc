@@ -14,11 +14,6 @@
 namespace sluice {
 namespace {
 
-std::string describe(ExpertKey key) {
-  return "expert (" + std::to_string(to_int(key.layer)) + ", " +
-         std::to_string(to_int(key.expert)) + ")";
-}
-
 bool is_hint(Priority priority) { return priority != Priority::kDemand; }
 
 /// Orders hints; a demand counts fully, and what is not a number counts nothing.

@@ -159,7 +159,7 @@ TEST(SlotCache, AMoveThatNoTransitionAllowsIsAnInternalError) {
     cache.finish_load(key(0));
     FAIL() << "a ready expert was finished again";
   } catch (const InternalError& error) {
-    EXPECT_THAT(error.what(), HasSubstr("finish_load: got expert (0, 0), which is ready"));
+    EXPECT_THAT(error.what(), HasSubstr("finish_load: got layer 0 expert 0, which is ready"));
   }
   EXPECT_THROW(cache.fail_load(key(0)), InternalError);
   EXPECT_EQ(cache.state(key(0)), SlotState::kReady);

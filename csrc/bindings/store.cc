@@ -20,7 +20,7 @@ using WithoutGil = py::call_guard<py::gil_scoped_release>;
 Verify parse_verify(const std::string& name) {
   if (name == "first") return Verify::kFirst;
   if (name == "always") return Verify::kAlways;
-  if (name == "never") return Verify::kNever;
+  if (name == "never") return Verify::kOff;
   throw ConfigError("verify: got \"" + name + "\", expected first, always or never");
 }
 

@@ -20,7 +20,7 @@ Checksums::Checksums(Verify verify, std::vector<std::uint32_t> expected,
 }
 
 bool Checksums::due(std::size_t expert) const noexcept {
-  if (verify_ == Verify::kNever) return false;
+  if (verify_ == Verify::kOff) return false;
   if (verify_ == Verify::kAlways) return true;
   return states_[expert].load(std::memory_order_acquire) != State::kProven;
 }

@@ -47,7 +47,7 @@ struct StoredLayer {
 };
 
 /// How a pack's checksums are used. Shards in place have none.
-enum class Verify : std::uint8_t { kFirst, kAlways, kNever };
+enum class Verify : std::uint8_t { kFirst, kAlways, kOff };
 
 /// What reading has cost since the store was made. Exact; `bytes_read` is what the kernel was asked
 /// for and gave, alignment included, so that it agrees with /proc/self/io.

@@ -45,7 +45,7 @@ TEST(Checksums, ProveAnExpertOnceThenRestWhenAskedForTheFirstReadAlone) {
   const Subject subject(3);
   Checksums first = make_checksums(Verify::kFirst, subject);
   Checksums always = make_checksums(Verify::kAlways, subject);
-  EXPECT_FALSE(make_checksums(Verify::kNever, subject).due(0));
+  EXPECT_FALSE(make_checksums(Verify::kOff, subject).due(0));
   for (Checksums* checksums : {&first, &always}) {
     for (const std::size_t chunk : {2u, 0u, 1u}) {
       EXPECT_TRUE(checksums->due(0));

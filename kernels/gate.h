@@ -9,7 +9,7 @@
 namespace sluice {
 
 /// The functions between an expert's two GEMMs that have kernels. `g` and `u` are a gate and an up
-/// value; kRelu2 and kActivation* have no gate and see `u` alone.
+/// value; kRelu2 and the k…Only have no gate and see `u` alone.
 enum class GateKind : std::uint8_t {
   kSilu,         ///< silu(g) * u (SwiGLU: Mixtral, Qwen, DeepSeek, …)
   kGelu,         ///< gelu(g) * u, with erf

@@ -1,5 +1,5 @@
 """accelerate's disk offload as transformers 5 does it: the fused experts module is one module, so
-all experts of a layer are read from the offload folder on every forward (transformers.md §11)."""
+all experts of a layer are read from the offload folder on every forward."""
 
 import os
 import shutil

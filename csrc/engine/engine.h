@@ -61,7 +61,7 @@ struct ForwardArgs {
 /// `forward` groups rows by expert, leases residents, demands the rest, computes ready experts
 /// first and each miss as it lands, and combines in k order; in waves when a layer needs more
 /// experts than there are slots, through a ring of max(2, ⌈S/8⌉) slots when a call needs more than
-/// half of its layer (architecture.md §5). Results never depend on any of this (law 1).
+/// half of its layer. Results never depend on any of this (law 1).
 ///
 /// Thread safety: every member; forwards are serialised.
 /// Errors: CapacityError when made with too small a budget; from forward: the transfer's own error

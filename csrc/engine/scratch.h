@@ -8,8 +8,8 @@
 
 namespace sluice {
 
-/// Working memory that grows and is kept: 64-byte aligned, contents lost on growth. Move-only by
-/// being neither.
+/// Working memory that grows and is kept: 64-byte aligned, contents lost on growth. Pinned:
+/// pointers into it are handed out.
 class Scratch {
  public:
   Scratch() = default;

@@ -30,7 +30,8 @@ struct ReadChunk {
   }
 };
 
-/// Ranges of one file that are nearer than this are one read (kernels.md section 6).
+/// Ranges of one file that are nearer than this are one read: such a gap costs less than another
+/// read does.
 inline constexpr std::uint64_t kJoinGapBytes = 64 * kKiB;
 
 /// Chunks of many experts, one behind the other.

@@ -26,18 +26,16 @@ struct PackManifest {
 };
 
 /// Writes `<path>`: a legal safetensors file in which every expert is one U8 tensor
-/// `layers.<l>.experts.<e>` that starts and ends on multiples of 4096, then `sluice.crc32c`
-/// (kernels.md section 2). Bytes go to `<path>.partial` under an exclusive flock, CRCs to
-/// `<path>.journal` after their data is synced; `finish` syncs and renames. Experts come in order,
-/// layer by layer.
+/// `layers.<l>.experts.<e>` that starts and ends on multiples of 4096, then `sluice.crc32c`. Bytes
+/// go to `<path>.partial` under an exclusive flock, CRCs to `<path>.journal` after their data is
+/// synced; `finish` syncs and renames. Experts come in order, layer by layer.
 ///
 /// Errors: IoError when another process writes the same pack (names its pid), when the disk is too
 /// small (before the first byte) or fails; ConfigError when a journal of another source or manifest
 /// lies there (delete it, or pass `fresh`).
 class PackWriter {
  public:
-  /// What is written is synced and journalled every 256 MiB (kernels.md section 2): what a crash
-  /// can cost.
+  /// What is written is synced and journalled every 256 MiB: what a crash can cost.
   static constexpr std::uint64_t kSyncBytes = 256 * kMiB;
 
   PackWriter(std::string path, PackManifest manifest, bool fresh = false,

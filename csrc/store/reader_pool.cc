@@ -10,7 +10,7 @@
 namespace sluice {
 namespace {
 
-// kernels.md: the bounce buffers of one session stay within 16 MiB (and their alignment).
+// The bounce buffers of one session stay within this (and their alignment).
 constexpr std::size_t kMaxBounceBytes = 16 * kMiB;
 
 struct Job {

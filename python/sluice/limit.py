@@ -24,8 +24,6 @@ class Limit:
         disk_s: Bytes demanded by the disk's rate.
         experts_s: Bytes of every expert asked for by the memory's rate.
         dense_s: Bytes of everything else by the memory's rate.
-
-    Source: the limit model of kernels.md, section 8, for a machine without a GPU.
     """
 
     disk_s: float

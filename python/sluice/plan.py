@@ -11,7 +11,7 @@ from sluice.config import OffloadOptions
 from sluice.progress import format_bytes
 
 _SHARES = (100.0, 50.0, 25.0, 12.5)
-_PACK_ALIGNMENT = 4096  # kernels.md section 2: experts start and end on multiples of it
+_PACK_ALIGNMENT = 4096  # experts start and end on multiples of it
 _CHUNK_MARGIN_BYTES = 8 << 10
 _MOST_BOUNCE_BYTES = 16 << 20
 

@@ -9,8 +9,6 @@
 namespace sluice {
 namespace {
 
-constexpr CpuIsa kTiers[] = {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512};
-
 void require_tier(CpuIsa isa) {
   require<ConfigError>(cpu_supports(isa), [&] {
     return "instruction tier: got " + std::string(cpu_isa_name(isa)) +
@@ -20,13 +18,9 @@ void require_tier(CpuIsa isa) {
 
 CpuIsa choose() {
   if (const char* asked = std::getenv("SLUICE_CPU_ISA"); asked != nullptr && *asked != '\0') {
-    for (const CpuIsa isa : kTiers) {
-      if (cpu_isa_name(isa) != asked) continue;
-      require_tier(isa);
-      return isa;
-    }
-    throw ConfigError("SLUICE_CPU_ISA: got \"" + std::string(asked) +
-                      "\", expected scalar, avx2 or avx512");
+    const CpuIsa isa = parse_cpu_isa("SLUICE_CPU_ISA", asked);
+    require_tier(isa);
+    return isa;
   }
   if (cpu_supports(CpuIsa::kAvx512)) return CpuIsa::kAvx512;
   return cpu_supports(CpuIsa::kAvx2) ? CpuIsa::kAvx2 : CpuIsa::kScalar;
@@ -68,6 +62,14 @@ std::string_view cpu_isa_name(CpuIsa isa) noexcept {
       return "avx512";
   }
   return "?";
+}
+
+CpuIsa parse_cpu_isa(std::string_view what, std::string_view name) {
+  for (const CpuIsa isa : kCpuIsas) {
+    if (cpu_isa_name(isa) == name) return isa;
+  }
+  throw ConfigError(std::string(what) + ": got \"" + std::string(name) +
+                    "\", expected scalar, avx2 or avx512");
 }
 
 const ElementwiseKernels& elementwise_kernels(CpuIsa isa) {

@@ -141,15 +141,10 @@ SLUICE_TIER typename V::F gate_value(const GateSpec& spec, typename V::F g, type
   return u;
 }
 
-constexpr bool kind_has_gate(GateKind kind) {
-  return kind != GateKind::kRelu2 && kind != GateKind::kSiluOnly && kind != GateKind::kGeluOnly &&
-         kind != GateKind::kReluOnly;
-}
-
 template <class V, GateKind kKind>
 SLUICE_TIER void gate_loop(const GateSpec& spec, const float* g, const float* u, float* out,
                            std::int64_t count) {
-  if constexpr (!kind_has_gate(kKind)) g = u;
+  if constexpr (!is_gated(kKind)) g = u;
   std::int64_t i = 0;
   for (; i + V::kWidth <= count; i += V::kWidth) {
     V::store(out + i, gate_value<V, kKind>(spec, V::load(g + i), V::load(u + i)));

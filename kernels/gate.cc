@@ -30,18 +30,6 @@ constexpr Name kNames[] = {
 
 }  // namespace
 
-bool is_gated(GateKind kind) noexcept {
-  switch (kind) {
-    case GateKind::kRelu2:
-    case GateKind::kSiluOnly:
-    case GateKind::kGeluOnly:
-    case GateKind::kReluOnly:
-      return false;
-    default:
-      return true;
-  }
-}
-
 std::string_view gate_name(GateKind kind) noexcept {
   for (const Name& entry : kNames) {
     if (entry.kind == kind) return entry.name;

@@ -36,7 +36,10 @@ struct GateSpec {
   bool operator==(const GateSpec&) const = default;
 };
 
-[[nodiscard]] bool is_gated(GateKind kind) noexcept;
+[[nodiscard]] constexpr bool is_gated(GateKind kind) noexcept {
+  return kind != GateKind::kRelu2 && kind != GateKind::kSiluOnly && kind != GateKind::kGeluOnly &&
+         kind != GateKind::kReluOnly;
+}
 /// "silu", "gelu", "gelu_tanh", "clamped_silu", "oai_swiglu", "relu", "relu2", "silu_only",
 /// "gelu_only", "relu_only", "generic".
 [[nodiscard]] std::string_view gate_name(GateKind kind) noexcept;

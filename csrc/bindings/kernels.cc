@@ -20,19 +20,9 @@
 namespace sluice::bindings {
 namespace {
 
-constexpr std::array kTiers{CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512};
-
-CpuIsa parse_isa(std::string_view name) {
-  if (name.empty()) return cpu_isa();
-  for (const CpuIsa isa : kTiers) {
-    if (name == cpu_isa_name(isa)) return isa;
-  }
-  throw ConfigError("isa: got \"" + std::string(name) + "\", expected scalar, avx2 or avx512");
-}
-
 py::dict build_info() {
   py::list supported;
-  for (const CpuIsa isa : kTiers) {
+  for (const CpuIsa isa : kCpuIsas) {
     if (cpu_supports(isa)) supported.append(cpu_isa_name(isa));
   }
   py::dict info;
@@ -74,7 +64,7 @@ void decode_expert(const std::string& isa, const std::string& weights_dtype,
                                              .limit = field<float>(gate, "limit")}};
   require<ConfigError>(problem.gate.kind != GateKind::kGeneric,
                        [] { return "gate: got generic, expected a kind that has a kernel"; });
-  const CpuIsa tier = parse_isa(isa);
+  const CpuIsa tier = isa.empty() ? cpu_isa() : parse_cpu_isa("isa", isa);
   const auto* in = reinterpret_cast<const float*>(address_of(inputs, 1));
   auto* out = reinterpret_cast<float*>(address_of(outputs, 1));
   std::array<const float*, kFewTokens> input_rows{};

@@ -81,8 +81,6 @@ int num_threads() {
 
 const SluiceTorchTable* torch_table() noexcept { return table.load(std::memory_order_acquire); }
 
-pid_t loading_process() noexcept { return loaded_in; }
-
 int affinity_threads() {
   cpu_set_t set;
   CPU_ZERO(&set);

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <sys/types.h>
-
 #include <memory>
 
 #include "base/parallel.h"
@@ -27,8 +25,5 @@ enum class GemmRoute { kTorch, kPython, kReference };
 
 /// Multiplies by `route`. Errors: whatever Python raises; InternalError with torch's own words.
 void multiply(GemmRoute route, const GemmCall& call);
-
-/// Process that loaded the module.
-[[nodiscard]] pid_t loading_process() noexcept;
 
 }  // namespace sluice::bindings

@@ -14,7 +14,7 @@ namespace sluice::testing {
 /// The tiers of this machine, the definition first.
 inline std::vector<CpuIsa> tiers() {
   std::vector<CpuIsa> found;
-  for (const CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
+  for (const CpuIsa isa : kCpuIsas) {
     if (cpu_supports(isa)) found.push_back(isa);
   }
   return found;

@@ -1,0 +1,191 @@
+// The part of the conversation that concerns one call: who is ready, late or missing when it
+// begins, slots for what is missing, landings, and its end.
+#include <algorithm>
+#include <iterator>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "engine/conversation.h"
+
+namespace sluice {
+namespace {
+
+constexpr StreamHandle kComputeStream{};
+
+}  // namespace
+
+void Conversation::begin_call(LayerIdx layer, std::span<const ExpertIdx> experts,
+                              std::span<const std::int32_t> needs, std::span<Grant> grants,
+                              std::span<Judgement> judged) {
+  const MutexLock lock(mu_);
+  if (layer <= layer_) ++step_;
+  layer_ = layer;
+  ++call_;
+  call_waves_ = 1;
+  first_demand_ = 0;
+  last_landing_ = 0;
+  if (experts.empty()) return;
+  SlotPool& pool = pool_of(layer);
+  pool.cache.touch({.step = step_, .layer = layer, .experts = experts});
+  stats_.requests += static_cast<std::int64_t>(experts.size());
+  for (std::size_t i = 0; i < experts.size(); ++i) {
+    const ExpertKey key{layer, experts[i]};
+    const std::int32_t slot = slot_of_locked(key);
+    if (slot < 0) {
+      judged[i] = Judgement::kMiss;
+      ++stats_.misses;
+      ++unplaced_;
+    } else if (pool.record(SlotIdx{slot}).loading) {
+      judged[i] = Judgement::kLate;
+      ++stats_.late;
+      join_locked(key, pool.record(SlotIdx{slot}), needs[i]);
+    } else {
+      judged[i] = Judgement::kHit;
+      ++stats_.hits;
+      ask_for_locked(pool.record(SlotIdx{slot}));
+      grants[i] = grant_locked(pool, *pool.cache.find(key));
+    }
+  }
+}
+
+Grant Conversation::grant_locked(SlotPool& pool, SlotLease lease) {
+  SlotRecord& record = pool.record(lease.slot());
+  if (record.call != call_) {
+    record.call = call_;
+    record.wave = 1;
+  }
+  const SlotIdx slot = lease.slot();
+  return {.lease = std::move(lease), .data = pool.address(slot), .ready = record.ready};
+}
+
+Conversation::Placed Conversation::place(ExpertKey key, std::int32_t need,
+                                         std::optional<SlotIdx> pinned_to) {
+  const MutexLock lock(mu_);
+  SlotPool& pool = pool_of(key.layer);
+  if (const std::int32_t held = slot_of_locked(key); held >= 0) {
+    SlotRecord& record = pool.record(SlotIdx{held});
+    --unplaced_;
+    if (record.loading) {
+      join_locked(key, record, need);
+      return {.what = Placement::kJoined, .slot = SlotIdx{held}, .was_empty = false, .grant = {}};
+    }
+    ask_for_locked(record);
+    return {.what = Placement::kReady,
+            .slot = SlotIdx{held},
+            .was_empty = false,
+            .grant = grant_locked(pool, *pool.cache.find(key))};
+  }
+  // The slot of its last load is free already, but the transfer engine has not forgotten it yet: a
+  // load submitted now would share that ticket and never start.
+  if (transfer_->find(key))
+    return {.what = Placement::kNotYet, .slot = {}, .was_empty = false, .grant = {}};
+
+  const auto begun = pool.cache.begin_load(key, SlotCache::Purpose::kDemand, pinned_to);
+  if (const Refusal* refusal = std::get_if<Refusal>(&begun)) {
+    require<InternalError>(*refusal == Refusal::kLeased, [&] {
+      return "demand: got refusal " + std::to_string(static_cast<int>(*refusal)) +
+             " of an expert that holds no slot, expected kLeased";
+    });
+    return {.what = Placement::kNoSlot, .slot = {}, .was_empty = false, .grant = {}};
+  }
+  --unplaced_;
+  const SlotIdx slot = std::get<SlotIdx>(begun);
+  const bool was_empty = !pool.record(slot).occupied;
+  if (first_demand_ == 0) first_demand_ = clock_.now();
+  submit_locked(pool, slot, {.key = key, .priority = Priority::kDemand}, need);
+  return {.what = Placement::kStarted, .slot = slot, .was_empty = was_empty, .grant = {}};
+}
+
+void Conversation::take_landings(std::vector<Landing>& landings) {
+  const MutexLock lock(mu_);
+  std::move(landings_.begin(), landings_.end(), std::back_inserter(landings));
+  landings_.clear();
+}
+
+std::uint64_t Conversation::epoch() const {
+  const MutexLock lock(mu_);
+  return epoch_;
+}
+
+bool Conversation::may_end(std::uint64_t seen) const {
+  const MutexLock lock(mu_);
+  return loads_in_flight_ > 0 || epoch_ != seen;
+}
+
+void Conversation::wait(std::uint64_t seen, std::chrono::nanoseconds slice) {
+  {
+    const MutexLock lock(mu_);
+    if (broken_) std::rethrow_exception(broken_);
+    if (epoch_ != seen) return;
+    if (!drive_) {
+      ended_.wait_for(mu_, slice);
+      return;
+    }
+  }
+  drive_();
+}
+
+void Conversation::give_back(Grant& grant, LayerIdx layer) {
+  {
+    const MutexLock lock(mu_);
+    SlotRecord& record = pool_of(layer).record(grant.lease.slot());
+    release_event(device_, record.last_use);
+    record.last_use = device_.record(kComputeStream);
+#if defined(SLUICE_PLANT_I1)
+    const_cast<std::byte*>(grant.data)[0] ^= std::byte{1};  // planted: written while kReady
+#elif defined(SLUICE_PLANT_I4)
+    device_.synchronize(record.last_use);  // planted: the lease lasts until the kernel has finished
+#endif
+  }
+  grant = {};
+}
+
+void Conversation::finish_call_locked(const CallReport& report) {
+  unplaced_ = 0;
+  ++stats_.forwards;
+  stats_.tokens += report.num_tokens;
+  stats_.requests += report.in_place_hits;
+  stats_.hits += report.in_place_hits;
+  stats_.waves += call_waves_;
+  stats_.stall_ns += report.stall_ns;
+  stats_.compute_ns += report.compute_ns;
+  stats_.generic_gate_calls += report.generic_gate_calls;
+  if (first_demand_ != 0 && last_landing_ > first_demand_) {
+    stats_.demand_ns += last_landing_ - first_demand_;
+  }
+  feed_hints_locked();
+}
+
+void Conversation::end_call(const CallReport& report) {
+  {
+    const MutexLock lock(mu_);
+    if (!report.streamed && call_waves_ > 1) ++waves_at_decode_;
+    finish_call_locked(report);
+  }
+  step();
+}
+
+void Conversation::abandon_call(const CallReport& report) {
+  std::vector<Landing> dropped;  // their leases end outside of the lock
+  std::vector<ExpertKey> loads;
+  {
+    const MutexLock lock(mu_);
+    for (const auto& pool : pools_) {
+      if (!pool) continue;
+      for (SlotRecord& record : pool->records) {
+        if (record.waiter < 0) continue;
+        record.waiter = -1;
+        record.cancelled = true;
+        loads.push_back(record.key);
+      }
+    }
+    dropped.swap(landings_);
+    landings_.reserve(dropped.capacity());
+    finish_call_locked(report);
+  }
+  for (const ExpertKey key : loads) transfer_->cancel(key, true);
+  step();
+}
+
+}  // namespace sluice

@@ -9,10 +9,7 @@ namespace sluice {
 LogRing::LogRing(std::size_t capacity)
     : capacity_(std::max<std::size_t>(capacity, 1)), records_(capacity_) {}
 
-void LogRing::set_level(LogLevel level) noexcept { level_.store(level, std::memory_order_relaxed); }
-
 void LogRing::log(LogLevel level, std::string_view text) noexcept {
-  if (level < level_.load(std::memory_order_relaxed)) return;
   LogRecord record{.time = SteadyClock().now(), .level = level, .text = {}};
   bool kept = true;
   try {

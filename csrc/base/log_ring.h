@@ -1,6 +1,5 @@
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -35,8 +34,6 @@ class LogRing {
   LogRing(const LogRing&) = delete;
   LogRing& operator=(const LogRing&) = delete;
 
-  /// Records below `level` are not kept. Default: kInfo.
-  void set_level(LogLevel level) noexcept;
   /// Never throws: destructors log. A record for which there is no memory is counted as lost.
   void log(LogLevel level, std::string_view text) noexcept;
 
@@ -52,7 +49,6 @@ class LogRing {
   std::size_t first_ GUARDED_BY(mu_) = 0;
   std::size_t count_ GUARDED_BY(mu_) = 0;
   std::uint64_t lost_ GUARDED_BY(mu_) = 0;
-  std::atomic<LogLevel> level_{LogLevel::kInfo};
 };
 
 /// The ring of this process.

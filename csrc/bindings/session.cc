@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "base/dtype.h"
+#include "base/log_ring.h"
 #include "bindings/bindings.h"
 #include "bindings/errors.h"
 #include "bindings/registry.h"
@@ -35,8 +36,8 @@ class SessionHandle {
     const py::gil_scoped_release no_gil;  // reads in flight are awaited
     try {
       close();
-    } catch (const std::exception&) {
-      // A destructor has nobody to tell; whatever failed has its entry in the statistics.
+    } catch (const std::exception& error) {
+      log_ring().log(LogLevel::kError, error.what());
     }
     state_.reset();
   }

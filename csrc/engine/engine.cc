@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/log_ring.h"
 #include "engine/compute.h"
 #include "engine/conversation.h"
 #include "engine/layer_run.h"
@@ -124,7 +125,8 @@ Engine::~Engine() {
   }
   try {
     close();
-  } catch (...) {  // close has failed before; the parts still return what they own
+  } catch (const std::exception& error) {  // the parts still return what they own
+    log_ring().log(LogLevel::kError, error.what());
   }
 }
 

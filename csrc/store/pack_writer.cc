@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/log_ring.h"
 #include "store/io_scratch.h"
 #include "store/pack.h"
 #include "store/pack_format.h"
@@ -64,8 +65,8 @@ PackWriter::~PackWriter() {
   if (impl_->finished || impl_->failed) return;
   try {
     impl_->partial->checkpoint();
-  } catch (const std::exception&) {
-    // What is not journalled is written again by the resume.
+  } catch (const std::exception& error) {  // what is not journalled is written again by a resume
+    log_ring().log(LogLevel::kWarning, error.what());
   }
 }
 

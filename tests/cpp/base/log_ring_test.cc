@@ -39,18 +39,6 @@ TEST(LogRing, AnEmptyRingStillHoldsOneRecord) {
   EXPECT_EQ(ring.drain().at(0).text, "b");
 }
 
-TEST(LogRing, RecordsBelowTheLevelAreNotKept) {
-  LogRing ring(8);
-  ring.log(LogLevel::kDebug, "hidden");
-  ring.set_level(LogLevel::kDebug);
-  ring.log(LogLevel::kDebug, "seen");
-  ring.set_level(LogLevel::kError);
-  ring.log(LogLevel::kWarning, "hidden again");
-  const auto records = ring.drain();
-  ASSERT_EQ(records.size(), 1u);
-  EXPECT_EQ(records[0].text, "seen");
-}
-
 TEST(LogRing, LongTextsAreCut) {
   LogRing ring(2);
   ring.log(LogLevel::kInfo, std::string(10'000, 'x'));

@@ -56,10 +56,10 @@ cpp:
 	@ctest --test-dir build/cpp --no-tests=error --output-on-failure -j$(JOBS)
 
 sanitize:
-	@$(CMAKE) -B build/asan -DSLUICE_SANITIZE=address -DCMAKE_BUILD_TYPE=RelWithDebInfo >build/asan.log \
+	@$(CMAKE) -B build/asan -DSLUICE_SANITIZE=address -DCMAKE_BUILD_TYPE=Release >build/asan.log \
 	  && cmake --build build/asan -j$(JOBS) >>build/asan.log || { tail -40 build/asan.log; exit 1; }
 	@ctest --test-dir build/asan --no-tests=error --output-on-failure -j$(JOBS)
-	@$(CMAKE) -B build/tsan -DSLUICE_SANITIZE=thread -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	@$(CMAKE) -B build/tsan -DSLUICE_SANITIZE=thread -DCMAKE_BUILD_TYPE=Release \
 	  '-DSLUICE_TEST_LABELS=cache;transfer;engine' >build/tsan.log \
 	  && cmake --build build/tsan -j$(JOBS) >>build/tsan.log || { tail -40 build/tsan.log; exit 1; }
 	@ctest --test-dir build/tsan --no-tests=error --output-on-failure -j$(JOBS)

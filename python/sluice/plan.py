@@ -8,7 +8,7 @@ from typing import Any
 
 from sluice import _core
 from sluice.config import OffloadOptions
-from sluice.progress import format_bytes
+from sluice.text import format_bytes, table
 
 _SHARES = (100.0, 50.0, 25.0, 12.5)
 _PACK_ALIGNMENT = 4096  # experts start and end on multiples of it
@@ -148,8 +148,8 @@ def plan_model(
     )
 
 
-def table_of(plan: ModelPlan) -> list[tuple[str, ...]]:
-    """The budgets as cells, the head first."""
+def table_of(plan: ModelPlan) -> str:
+    """The budgets, a line each."""
     head = ("budget", "bytes", "slots", "of all", "waves", "read/token", "at most")
     rows = [
         (
@@ -163,7 +163,7 @@ def table_of(plan: ModelPlan) -> list[tuple[str, ...]]:
         )
         for budget in plan.budgets
     ]
-    return [head, *rows]
+    return table(head, rows)
 
 
 def _buy(label: str, budget_bytes: int, layers: Sequence[LayerShape]) -> Budget:

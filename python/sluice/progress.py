@@ -8,10 +8,11 @@ import time
 from types import TracebackType
 from typing import TextIO
 
+from sluice.text import format_bytes
+
 _SHOW_AFTER_S = 1.0
 _REDRAW_EVERY_S = 0.1
 _WIDTH = 30
-_BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class Progress:
@@ -83,13 +84,3 @@ def bars_disabled() -> bool:
     """Whether `HF_HUB_DISABLE_PROGRESS_BARS` asks for silence."""
     value = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "")
     return value.strip().upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def format_bytes(num_bytes: int | float) -> str:
-    """Bytes for people: "18.0 MiB"; powers of 1024."""
-    value = float(num_bytes)
-    for unit in _BYTE_UNITS[:-1]:
-        if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} {_BYTE_UNITS[-1]}"

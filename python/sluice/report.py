@@ -6,25 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sluice.stats import Stats
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-_REASONS = (
-    ("demand", "bytes_read_demand"),
-    ("hints used", "bytes_read_hint_used"),
-    ("hints wasted", "bytes_read_hint_wasted"),
-    ("hints pending", "bytes_read_hint_pending"),
-)
-
-
-def size_text(num_bytes: float) -> str:
-    """An amount as a person reads it: "1.50 GiB"."""
-    amount, unit = float(num_bytes), _UNITS[0]
-    for name in _UNITS:
-        unit = name
-        if amount < 1024 or name == _UNITS[-1]:
-            break
-        amount /= 1024
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.2f} {unit}"
+from sluice.text import format_bytes
 
 
 def report_text(stats: Stats, classes: Sequence[dict[str, Any]], source: str, policy: str) -> str:
@@ -39,12 +21,12 @@ def report_text(stats: Stats, classes: Sequence[dict[str, Any]], source: str, po
     slots = sum(entry["num_slots"] for entry in classes)
     experts = sum(entry["num_experts"] for entry in classes)
     lines = [
-        f"sluice: {slots} of {experts} experts fit in {size_text(stats.budget_bytes)} "
-        f"({policy}; {size_text(stats.slab_bytes)} of slots, "
-        f"peak {size_text(stats.peak_resident_bytes)}, "
-        f"workspace {size_text(stats.workspace_bytes)})",
+        f"sluice: {slots} of {experts} experts fit in {format_bytes(stats.budget_bytes)} "
+        f"({policy}; {format_bytes(stats.slab_bytes)} of slots, "
+        f"peak {format_bytes(stats.peak_resident_bytes)}, "
+        f"workspace {format_bytes(stats.workspace_bytes)})",
         f"  source: {source}"
-        + (f", {size_text(stats.host_bytes)} in RAM" if stats.host_bytes else ""),
+        + (f", {format_bytes(stats.host_bytes)} in RAM" if stats.host_bytes else ""),
         f"  {stats.tokens} tokens through {stats.forwards} layer calls in {stats.waves} waves",
         f"  {stats.requests} expert requests: {100 * stats.hit_rate:.1f} % hits, "
         f"{stats.late} late, {stats.misses} misses, {stats.evictions} evictions",
@@ -63,9 +45,9 @@ def report_text(stats: Stats, classes: Sequence[dict[str, Any]], source: str, po
 
 def _read_text(stats: Stats) -> str:
     reasons = [
-        f"{name} {size_text(getattr(stats, key))}" for name, key in _REASONS if getattr(stats, key)
+        f"{why} {format_bytes(count)}" for why, count in stats.read_by_reason.items() if count
     ]
-    text = f"read {size_text(stats.bytes_read)}"
+    text = f"read {format_bytes(stats.bytes_read)}"
     if reasons:
         text += f" ({', '.join(reasons)})"
     if stats.bytes_read_demand and stats.demand_s > 0:

@@ -99,6 +99,16 @@ class Stats:
         """Hits over requests; 1.0 where nothing was asked for."""
         return self.hits / self.requests if self.requests else 1.0
 
+    @property
+    def read_by_reason(self) -> dict[str, int]:
+        """`bytes_read` by its four reasons, in words."""
+        return {
+            "demand": self.bytes_read_demand,
+            "hint used": self.bytes_read_hint_used,
+            "hint wasted": self.bytes_read_hint_wasted,
+            "hint pending": self.bytes_read_hint_pending,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """All fields and the hit rate, as JSON can hold them."""
         return {**dataclasses.asdict(self), "hit_rate": self.hit_rate}

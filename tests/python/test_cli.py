@@ -15,8 +15,9 @@ from sluice import doctor
 from sluice.cli import main
 from sluice.cli.bench import find_harness
 from sluice.errors import ConfigError
-from sluice.progress import Progress, format_bytes
+from sluice.progress import Progress
 from sluice.reference import reference_model
+from sluice.text import format_bytes
 
 VERBS = ("doctor", "demo", "generate", "pack", "plan", "bench")
 REFERENCE = str(reference_model())

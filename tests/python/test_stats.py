@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from small_store import SmallStore
 
-from sluice.report import size_text
 from sluice.stats import Stats
 
 HEADER = Path(__file__).parents[2] / "csrc/engine/stats.h"
@@ -69,10 +68,3 @@ def test_a_report_says_budget_slots_hits_bytes_and_source(
         report = session.report()
     for word in ("4 of 16 experts", "% hits", "GB/s", "s.pack", "buffered_reads x 3", "waited"):
         assert word in report
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (5 << 40, "5.00 TiB")]
-)
-def test_amounts_read_well(num_bytes: int, text: str) -> None:
-    assert size_text(num_bytes) == text

@@ -1,9 +1,8 @@
-"""What the verbs share: their result, their arguments, their tables."""
+"""What the verbs share: their result and their arguments."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,17 +48,3 @@ def add_budget(parser: argparse.ArgumentParser, *, default: str | None, help_tai
         help="memory for resident experts: 6GiB, 6GB, 25%% of their slots' bytes, or bytes; "
         + help_tail,
     )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell; the first is flush left, the others flush right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(head), line(["-" * width for width in widths]), *map(line, rows)])

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sluice.cli.common import Outcome, add_budget, table
+from sluice.cli.common import Outcome, add_budget
 from sluice.errors import ConfigError
-from sluice.progress import Progress, format_bytes
+from sluice.progress import Progress
+from sluice.text import format_bytes, table
 
 
 def add_parser(verbs: Any) -> argparse.ArgumentParser:

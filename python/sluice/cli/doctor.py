@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sluice.cli.common import Outcome, table
+from sluice.cli.common import Outcome
 from sluice.errors import ConfigError
-from sluice.progress import Progress, format_bytes
+from sluice.progress import Progress
+from sluice.text import format_bytes, table
 
 
 def add_parser(verbs: Any) -> argparse.ArgumentParser:

@@ -10,7 +10,8 @@ from typing import Any
 from sluice.cli.common import Outcome, add_budget, model_folder
 from sluice.errors import ConfigError
 from sluice.limit import limit_of
-from sluice.progress import Progress, format_bytes
+from sluice.progress import Progress
+from sluice.text import format_bytes
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sluice.cli.common import Outcome, model_folder
-from sluice.progress import Progress, format_bytes
+from sluice.progress import Progress
+from sluice.text import format_bytes
 
 
 def add_parser(verbs: Any) -> argparse.ArgumentParser:

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sluice.cli.common import Outcome, add_budget, table
+from sluice.cli.common import Outcome, add_budget
 from sluice.errors import ConfigError
 from sluice.plan import ModelPlan, plan_model, table_of
-from sluice.progress import format_bytes
+from sluice.text import format_bytes
 
 
 def add_parser(verbs: Any) -> argparse.ArgumentParser:
@@ -66,7 +66,7 @@ def text_of(plan: ModelPlan, constants: Any) -> str:
         f"{first.dtype}; one takes {' or '.join(map(format_bytes, sizes))}, "
         f"all {format_bytes(plan.total_bytes)}",
         "",
-        table(*_split(table_of(plan))),
+        table_of(plan),
         "",
         "read/token: bytes from disk per decoded token if routing were uniform and memoryless; "
         "real routing repeats itself and reads less. at most: nothing asked for is in a slot.",
@@ -101,7 +101,3 @@ def _limit(plan: ModelPlan, constants: Any) -> str:
         f"limit by this machine's disk ({disk / 1e9:.2f} GB/s) and memory "
         f"({memory / 1e9:.1f} GB/s), experts alone, uniform routing: {', '.join(parts)}"
     )
-
-
-def _split(rows: list[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    return rows[0], rows[1:]

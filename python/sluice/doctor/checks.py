@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from sluice.doctor.machine import Machine
 from sluice.hf.compat import SUPPORTED
-from sluice.progress import format_bytes
+from sluice.text import format_bytes
 
 _GIB = 1 << 30
 _LEAST_TORCH = (2, 10)  # pyproject.toml

@@ -95,12 +95,9 @@ def layers_of(model: Any, sites: Sequence[ExpertSite]) -> list[LayerShape]:
 def missing_budget(model: Any, sites: Sequence[ExpertSite]) -> ConfigError:
     """The error for a missing `device_memory`: what budgets buy for this very model."""
     name = type(model).__name__
-    rows = table_of(plan_model(name, layers_of(model, sites)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     return ConfigError(
         f"device_memory: got nothing, expected bytes, a size like '12GiB' or a share like '25%'; "
-        f"{name} can have:\n" + "\n".join(lines)
+        f"{name} can have:\n{table_of(plan_model(name, layers_of(model, sites)))}"
     )
 
 

@@ -26,7 +26,8 @@ from sluice.hf.detect import ExpertSite, Survey, dtype_name, survey_experts
 from sluice.hf.ingest import layer_geometry
 from sluice.hf.restore import restore_model
 from sluice.hf.sources import PACK_SUFFIX, cache_folder
-from sluice.progress import Progress, format_bytes
+from sluice.progress import Progress
+from sluice.text import format_bytes
 
 _log = logging.getLogger("sluice")
 _spill_numbers = itertools.count()

@@ -10,7 +10,8 @@ from torch import nn
 from sluice.errors import CapacityError, ConfigError
 from sluice.hf import layout
 from sluice.hf.attachment import Attachment, attachment_of
-from sluice.progress import Progress, format_bytes
+from sluice.progress import Progress
+from sluice.text import format_bytes
 
 
 def restore_model(model: nn.Module) -> None:

@@ -15,7 +15,8 @@ from sluice.errors import CheckpointError
 from sluice.hf import layout
 from sluice.hf.ingest import layer_geometry, store_in_place, write_pack
 from sluice.hf.plan import CheckpointPlan, SitePlan
-from sluice.progress import Progress, format_bytes
+from sluice.progress import Progress
+from sluice.text import format_bytes
 
 PACK_SUFFIX = ".sluice.safetensors"
 _log = logging.getLogger("sluice")

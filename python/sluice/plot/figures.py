@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from sluice.errors import ConfigError
-from sluice.plot.recorder import Recording, experts_per_layer, read_by_reason, residents
+from sluice.plot.recorder import Recording, experts_per_layer, residents
 from sluice.timeline import Span
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def bytes_by_reason(source: Session | Recording, *, axes: Axes | None = None) ->
         panel.set_ylim(bottom=0)
         panel.legend(loc="upper left", fontsize=8, framealpha=0.9)
         return figure
-    totals = read_by_reason(source.stats())
+    totals = source.stats().read_by_reason
     bars = panel.barh(
         list(totals), [count / _MIB for count in totals.values()], color=list(_REASONS.values())
     )

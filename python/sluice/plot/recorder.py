@@ -100,7 +100,7 @@ class Recorder:
             hits=spent.hits,
             late=spent.late,
             misses=spent.misses,
-            bytes_read=read_by_reason(spent),
+            bytes_read=spent.read_by_reason,
             stall_s=spent.stall_s,
             resident_bytes=resident_bytes,
             resident=residents(self.session),
@@ -115,16 +115,6 @@ def residents(session: Session) -> frozenset[tuple[int, int]]:
         for state, layer, expert, _leases in size_class
         if state in _HELD
     )
-
-
-def read_by_reason(stats: Stats) -> dict[str, int]:
-    """The four reasons for which bytes were read, in the order of the figures."""
-    return {
-        "demand": stats.bytes_read_demand,
-        "hint used": stats.bytes_read_hint_used,
-        "hint wasted": stats.bytes_read_hint_wasted,
-        "hint pending": stats.bytes_read_hint_pending,
-    }
 
 
 def experts_per_layer(session: Session) -> tuple[int, ...]:

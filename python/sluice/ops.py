@@ -7,7 +7,6 @@ matrix products come back to Python. Both have the schema and the fake kernel be
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import threading
@@ -18,6 +17,7 @@ import torch
 
 from sluice import _core
 from sluice.errors import ConfigError, UnsupportedModelError
+from sluice.tensors import DTYPE_NAMES, TORCH_DTYPES, tensor_at
 
 SCHEMA = (
     "experts_forward(int handle, int layer, Tensor hidden, Tensor ids, Tensor weights) -> Tensor"
@@ -25,9 +25,6 @@ SCHEMA = (
 _NO_GRADIENT = (
     "experts offloaded by sluice have no gradient; use torch.no_grad() or sluice.restore(model)"
 )
-
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 _lock = threading.Lock()
 _build: str | None = None
@@ -95,8 +92,8 @@ def experts_forward(
         hidden.shape[0],
         ids.shape[1],
         hidden.shape[1],
-        _DTYPES[hidden.dtype],
-        _DTYPES[weights.dtype],
+        DTYPE_NAMES[hidden.dtype],
+        DTYPE_NAMES[weights.dtype],
         dense_hidden.data_ptr(),
         dense_ids.data_ptr(),
         dense_weights.data_ptr(),
@@ -130,16 +127,12 @@ def gemm(  # noqa: PLR0917
     dtype: str, m: int, n: int, k: int, a: int, b: int, c: int, ldc: int
 ) -> None:
     """c[m, n] = a[m, k] · b[n, k]^T on raw addresses; rows of c are `ldc` apart."""
-    kind = _TORCH_DTYPES[dtype]
-    out = _wrap(c, (m - 1) * ldc + n, kind).as_strided((m, n), (ldc, 1))
+    kind = TORCH_DTYPES[dtype]
+    out = tensor_at(c, (m - 1) * ldc + n, kind).as_strided((m, n), (ldc, 1))
     with torch.no_grad():
-        torch.mm(_wrap(a, m * k, kind).view(m, k), _wrap(b, n * k, kind).view(n, k).t(), out=out)
-
-
-def _wrap(address: int, count: int, dtype: torch.dtype) -> torch.Tensor:
-    """Memory that somebody else owns, as a flat tensor."""
-    memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
-    return torch.frombuffer(memory, dtype=dtype)
+        torch.mm(
+            tensor_at(a, m * k, kind).view(m, k), tensor_at(b, n * k, kind).view(n, k).t(), out=out
+        )
 
 
 def _check(hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
@@ -153,7 +146,7 @@ def _check(hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> No
     if weights.shape != ids.shape:
         raise refuse("weights", list(weights.shape), str(list(ids.shape)))
     for name, tensor in (("hidden", hidden), ("weights", weights)):
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in DTYPE_NAMES:
             raise refuse(name, tensor.dtype, "float32, bfloat16 or float16")
     if ids.dtype != torch.int64:
         raise refuse("ids", ids.dtype, "int64")

@@ -11,13 +11,9 @@ import torch
 
 from sluice.errors import CheckpointError
 from sluice.hf.recipes import Source
+from sluice.tensors import TORCH_DTYPES
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-}
+_DTYPES = {"F64": torch.float64, **TORCH_DTYPES}
 
 
 def shard_files(folder: str | os.PathLike[str]) -> list[str]:

@@ -76,8 +76,7 @@ def layers_of(model: Any, sites: Sequence[ExpertSite]) -> list[LayerShape]:
     layers: list[LayerShape] = []
     for site in sites:
         dtype = dtype_name(site.dtype)
-        offset, nbytes = list(layout.section_ranges(site, dtype).values())[-1]
-        expert_bytes = offset + nbytes
+        expert_bytes = layout.expert_bytes(site, dtype)
         layers.append(
             LayerShape(
                 name=site.name,

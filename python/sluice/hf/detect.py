@@ -17,8 +17,8 @@ from torch import nn
 
 from sluice.errors import ConfigError, UnsupportedModelError
 from sluice.hf import compat
+from sluice.tensors import DTYPE_NAMES
 
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _LEAST_COVERAGE = 0.95
 
 
@@ -80,12 +80,12 @@ class ExpertSite:
 
 def dtype_name(dtype: torch.dtype) -> str:
     """The engine's name of a plain dtype; UnsupportedModelError on any other."""
-    if dtype not in _DTYPES:
+    if dtype not in DTYPE_NAMES:
         raise UnsupportedModelError(
-            f"experts: got {dtype}, expected one of {', '.join(map(str, _DTYPES))}; "
+            f"experts: got {dtype}, expected one of {', '.join(map(str, DTYPE_NAMES))}; "
             "quantised experts are not supported yet"
         )
-    return _DTYPES[dtype]
+    return DTYPE_NAMES[dtype]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from torch import nn
 
 from sluice.errors import SluiceError, UnsupportedModelError
 from sluice.hf.detect import ExpertSite
+from sluice.tensors import DTYPE_NAMES
 
-_ROUTING_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TensorFn = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -80,7 +80,7 @@ class OffloadedExperts(nn.Module):
         assert ids is not None and weights is not None
         if hidden_states.shape[0] == 0:
             return torch.empty_like(hidden_states)
-        if weights.dtype not in _ROUTING_DTYPES:
+        if weights.dtype not in DTYPE_NAMES:
             weights = weights.float()
         out = self._sluice_session.experts_forward(
             self._sluice_layer,

@@ -7,7 +7,6 @@ in configs are never believed. What matches nothing runs through a callback, slo
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from sluice.hf.detect import ExpertSite
+from sluice.tensors import TORCH_DTYPES, tensor_at
 
 # Both signs, zero, and magnitudes at which every clamp bites and gelu differs from its tanh form.
 _MAGNITUDES = (1e-3, 0.1, 0.5, 0.75, 1.0, 1.5, 2.0, 2.75, 3.5, 5.0, 6.9, 7.1, 9.5, 20.0, 1e2, 1e4)
 _GRID = (*(-m for m in reversed(_MAGNITUDES)), 0.0, *_MAGNITUDES)
 _COLUMNS = 16
-_TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 GateFn = Callable[[torch.Tensor], torch.Tensor]
 NativeCallback = Callable[..., None]
@@ -36,7 +35,6 @@ class Gate:
     interleaved: bool = False
     alpha: float = 1.702
     limit: float = 7.0
-    upcasts: bool = False
 
     @property
     def is_generic(self) -> bool:
@@ -59,13 +57,7 @@ def fingerprint(site: ExpertSite) -> Gate:
             got = _ask(function, gate, up, site.gated, interleaved)
             for kind, alpha, limit in _candidates(site):
                 if _matches(got, closed_form(kind, gate, up, alpha, limit), gate, up):
-                    return Gate(
-                        kind,
-                        interleaved,
-                        alpha,
-                        limit,
-                        _upcasts(function, gate, up, site, interleaved),
-                    )
+                    return Gate(kind, interleaved, alpha, limit)
     except (RuntimeError, TypeError, AttributeError, NotImplementedError):
         # The gate does not run alone on the CPU (weights on meta, an argument more): no kernel.
         return Gate("generic")
@@ -103,18 +95,13 @@ def native_callback(function: GateFn) -> NativeCallback:
 
     def call(*arguments: Any) -> None:
         _layer, dtype, rows, in_columns, out_columns, in_address, out_address = arguments
-        source = _wrap(in_address, dtype, rows, in_columns)
-        target = _wrap(out_address, dtype, rows, out_columns)
+        kind = TORCH_DTYPES[dtype]
+        source = tensor_at(in_address, rows * in_columns, kind).view(rows, in_columns)
+        target = tensor_at(out_address, rows * out_columns, kind).view(rows, out_columns)
         with torch.no_grad():
             target.copy_(function(source))
 
     return call
-
-
-def _wrap(address: int, dtype: str, rows: int, columns: int) -> torch.Tensor:
-    kind = _TORCH_DTYPES[dtype]
-    memory = (ctypes.c_char * (rows * columns * kind.itemsize)).from_address(address)
-    return torch.frombuffer(memory, dtype=kind).view(rows, columns)
 
 
 def _probe_values() -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,16 +156,6 @@ def _matches(
         return False
     allowed = 1e-5 * expected.abs() + 1e-6 * (1 + gate.abs()) * (1 + up.abs())
     return bool(((got - expected).abs() <= allowed).all())
-
-
-def _upcasts(
-    function: GateFn, gate: torch.Tensor, up: torch.Tensor, site: ExpertSite, interleaved: bool
-) -> bool:
-    """Whether the gate computes in fp32 when the model does not (one rounding, at the end)."""
-    half_gate, half_up = gate.bfloat16(), up.bfloat16()
-    wide = _ask(function, half_gate.float(), half_up.float(), site.gated, interleaved)
-    narrow = _ask(function, half_gate, half_up, site.gated, interleaved)
-    return torch.equal(narrow.float(), wide.bfloat16().float())
 
 
 def post_norm_function(module: nn.Module) -> GateFn | None:

@@ -15,6 +15,7 @@ from sluice.hf.checkpoint_files import load_source
 from sluice.hf.detect import ExpertSite
 from sluice.hf.plan import CheckpointPlan, SitePlan
 from sluice.hf.recipes import Group
+from sluice.tensors import TORCH_DTYPES
 
 ReportFn = Callable[[int, int], None]
 
@@ -123,7 +124,7 @@ def _add_pieces(builder: Any, layer: int, site_plan: SitePlan, numbers: dict[str
 
 def convert_site(plan: CheckpointPlan, site_plan: SitePlan) -> dict[str, torch.Tensor]:
     """A site's whole tensors through transformers' own converters, on the CPU, in its type."""
-    wanted = layout.torch_dtype(site_plan.stored)
+    wanted = TORCH_DTYPES[site_plan.stored]
     site = site_plan.site
     tensors: dict[str, torch.Tensor] = {}
     made: dict[str, Any] = {}

@@ -17,14 +17,9 @@ from sluice import _core
 from sluice.errors import InternalError
 from sluice.hf.detect import ExpertSite, dtype_name
 from sluice.hf.recipes import shape_of
+from sluice.tensors import TORCH_DTYPES
 
 _ALIGNMENT = 64
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch type of an engine's type name."""
-    return _DTYPES[name]
 
 
 def section_ranges(site: ExpertSite, stored: str) -> dict[str, tuple[int, int]]:
@@ -33,11 +28,16 @@ def section_ranges(site: ExpertSite, stored: str) -> dict[str, tuple[int, int]]:
     end = 0
     for section in site.parameters:
         begin = -(-end // _ALIGNMENT) * _ALIGNMENT
-        width = 4 if section[0] == "b" else _DTYPES[stored].itemsize
+        width = 4 if section[0] == "b" else TORCH_DTYPES[stored].itemsize
         nbytes = math.prod(shape_of(site, section)) * width
         ranges[section] = (begin, nbytes)
         end = begin + nbytes
     return ranges
+
+
+def expert_bytes(site: ExpertSite, stored: str) -> int:
+    """One expert's canonical bytes, without padding behind its last section."""
+    return sum(list(section_ranges(site, stored).values())[-1])
 
 
 def add_layer(builder: Any, site: ExpertSite, stored: str) -> int:
@@ -104,15 +104,14 @@ def read_tensors(store: Any, layer: int, site: ExpertSite, dtype: torch.dtype) -
 
 def unpack(site: ExpertSite, stored: str, canonical: torch.Tensor) -> dict[str, torch.Tensor]:
     """Views of one expert's canonical bytes (uint8) in the shapes of the module's parameters."""
-    ranges = section_ranges(site, stored)
-    begin, nbytes = list(ranges.values())[-1]
-    if canonical.numel() < begin + nbytes:
+    needed = expert_bytes(site, stored)
+    if canonical.numel() < needed:
         raise InternalError(
-            f"{site.name}: got {canonical.numel()} bytes of an expert, expected {begin + nbytes}"
+            f"{site.name}: got {canonical.numel()} bytes of an expert, expected {needed}"
         )
     views: dict[str, torch.Tensor] = {}
-    for section, (offset, size) in ranges.items():
-        kind = torch.float32 if section[0] == "b" else _DTYPES[stored]
+    for section, (offset, size) in section_ranges(site, stored).items():
+        kind = torch.float32 if section[0] == "b" else TORCH_DTYPES[stored]
         flat = canonical[offset : offset + size].view(kind)
         if section[0] == "b":
             views[section] = flat

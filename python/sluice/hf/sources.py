@@ -14,7 +14,7 @@ from sluice import _core
 from sluice.errors import CheckpointError
 from sluice.hf import layout
 from sluice.hf.ingest import layer_geometry, store_in_place, write_pack
-from sluice.hf.plan import CheckpointPlan, SitePlan
+from sluice.hf.plan import CheckpointPlan
 from sluice.progress import Progress
 from sluice.text import format_bytes
 
@@ -101,7 +101,7 @@ def _misfit(plan: CheckpointPlan, store: Any, manifest: dict[str, Any], fingerpr
 
 
 def _ingest(plan: CheckpointPlan, fingerprint: str, path: Path, options: Any) -> Any:
-    size = sum(p.site.num_experts * _expert_bytes(p) for p in plan.sites)
+    size = sum(p.site.num_experts * layout.expert_bytes(p.site, p.stored) for p in plan.sites)
     _log.warning(
         "converting experts once, %s into %s (%s)", format_bytes(size), path, plan.needs_ingest
     )
@@ -110,8 +110,3 @@ def _ingest(plan: CheckpointPlan, fingerprint: str, path: Path, options: Any) ->
         write_pack(plan, path, options, fingerprint=fingerprint, report=bar)
     store, _ = _open_pack(str(path), options)
     return store
-
-
-def _expert_bytes(site_plan: SitePlan) -> int:
-    offset, nbytes = list(layout.section_ranges(site_plan.site, site_plan.stored).values())[-1]
-    return offset + nbytes

@@ -25,7 +25,6 @@ OFFLOADED = [family for family in FAMILIES if family not in NOT_BUILT["refused"]
 # Gated and plain; biased, interleaved and transposed; grouped routing beside shared experts; no
 # gate; experts outside any block.
 IN_FULL = ("mixtral", "gpt_oss", "deepseek_v3", "nemotron_h", "gemma4")  # in every release
-ON_TWO_THREADS = "mixtral"  # the other models are too small to gain from a second one
 COVERING = covering_rows(FACTORS)
 ZOO = zoo.CAUSAL_LMS + zoo.REFUSED
 BenchOf = Callable[[str], Bench]

@@ -15,7 +15,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from transformers.quantizers import (  # documented names; the package says so at run time only
     HfQuantizer,  # pyright: ignore[reportPrivateImportUsage]
     register_quantization_config,  # pyright: ignore[reportPrivateImportUsage]
@@ -29,7 +28,6 @@ from sluice.hf import compat, describe
 from sluice.hf.attachment import Attachment
 from sluice.hf.binding import open_session
 from sluice.hf.detect import ExpertSite, survey_experts
-from sluice.hf.experts import OffloadedExperts
 from sluice.hf.plan import CheckpointPlan, plan_checkpoint
 from sluice.hf.sources import open_experts
 
@@ -183,8 +181,6 @@ class OffloadHfQuantizer(HfQuantizer):
                     "place after loading, expected OffloadedExperts; another quantizer replaced it"
                 )
         check_devices(model)
-        if any(device.type == "cuda" for device in _devices(model)):
-            torch.cuda.empty_cache()
         store = open_experts(plan, self._config.options)
         session = open_session(store, self._config.options, attachment.sites)
         compat.forget_quantizer(model, self)
@@ -238,16 +234,12 @@ def check_device_map(device_map: Any) -> None:
 
 def check_devices(model: Any) -> None:
     """Refuses a model that landed on an accelerator ("auto" on a machine with one)."""
-    for device in _devices(model):
+    for device in {parameter.device for parameter in model.parameters()}:
         if device.type not in ("cpu", "meta"):
             raise UnsupportedModelError(
                 f"{type(model).__name__}: got parameters on {device}, but this build of sluice "
                 "keeps its slots on the CPU; load the model with device_map='cpu'"
             )
-
-
-def _devices(model: Any) -> set[torch.device]:
-    return {parameter.device for parameter in model.parameters()}
 
 
 def _unexpected_patterns(model: Any, sites: Sequence[ExpertSite]) -> list[str]:
@@ -266,6 +258,3 @@ def _fields_of(options: OffloadOptions) -> dict[str, Any]:
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool | list)
-
-
-__all__ = ["METHOD", "OffloadConfig", "OffloadHfQuantizer", "OffloadedExperts"]

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from sluice import _core
 from sluice.config import OffloadOptions
 from sluice.session import Session
-
-DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+from sluice.tensors import DTYPE_NAMES
 
 
 class SmallStore:

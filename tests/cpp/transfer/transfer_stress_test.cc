@@ -27,7 +27,7 @@ constexpr std::int32_t kSlots = 8;
 constexpr std::int32_t kChunks = 3;
 constexpr int kDepth = 4;
 constexpr int kCallers = 3;
-constexpr int kRounds = 2000;
+constexpr int kRounds = 1000;
 
 /// A link of `kDepth` threads, as a reader pool has them; every fiftieth chunk fails.
 class ThreadedLink final : public Link {
@@ -219,7 +219,7 @@ class Stress {
         default:
           (void)load(key, SlotCache::Purpose::kHint);
       }
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
+      std::this_thread::sleep_for(std::chrono::microseconds(300));
     }
   }
 

@@ -23,7 +23,6 @@ struct SluiceForwardCall {
   const void* weights;        // [T, K]
   void* out;                  // [T, H]
   int64_t columns;            // H of `hidden` and `out`, checked against the layer
-  uint64_t stream;
 };
 
 /// Given by _core to _ops.

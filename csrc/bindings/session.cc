@@ -87,9 +87,6 @@ std::unique_ptr<SessionHandle> open_session(const StoreHandle& store, std::uint6
     return "gates: got " + std::to_string(gates.size()) + ", expected " +
            std::to_string(store.store->num_layers()) + ", one per layer of the store";
   });
-  require<ConfigError>(io_threads >= 1 && io_threads <= 256, [&] {
-    return "io_threads: got " + std::to_string(io_threads) + ", expected 1 to 256";
-  });
   std::vector<GateSettings> settings;
   for (const py::dict& gate : gates) settings.push_back(gate_settings(gate));
   EngineOptions options{.device_memory = device_memory,

@@ -101,11 +101,6 @@ class SteppedDevice final : public Device {
     MutexLock lock(mu_);
     events_pass_at_once_ = at_once;
   }
-  /// The next `count` allocations are refused with CapacityError.
-  void refuse_allocations(int count) EXCLUDES(mu_) {
-    MutexLock lock(mu_);
-    refused_ = count;
-  }
 
   [[nodiscard]] std::size_t num_live_events() const EXCLUDES(mu_) {
     MutexLock lock(mu_);
@@ -136,9 +131,6 @@ class SteppedDevice final : public Device {
 
   DeviceBuffer allocate(std::size_t bytes, bool pinned) EXCLUDES(mu_) {
     MutexLock lock(mu_);
-    require<CapacityError>(refused_ == 0 || refused_-- == 0, [&] {
-      return "allocate: got a request for " + std::to_string(bytes) + " bytes, told to refuse it";
-    });
     const std::size_t padded = align_up(bytes == 0 ? 1 : bytes, kDirectAlignment);
     auto* const data = static_cast<std::byte*>(std::aligned_alloc(kDirectAlignment, padded));
     if (data == nullptr) throw std::bad_alloc();
@@ -169,7 +161,6 @@ class SteppedDevice final : public Device {
   std::set<EventHandle> live_events_ GUARDED_BY(mu_);
   std::set<EventHandle> not_passed_ GUARDED_BY(mu_);
   std::size_t live_bytes_ GUARDED_BY(mu_) = 0;
-  int refused_ GUARDED_BY(mu_) = 0;
   bool events_pass_at_once_ GUARDED_BY(mu_) = false;
 };
 

@@ -87,8 +87,10 @@ test-long:
 fuzz:
 	@cmake -G Ninja -S . -B build/fuzz -DSLUICE_FUZZ=ON -DSLUICE_PYTHON=OFF -DSLUICE_SANITIZE=fuzzer \
 	  -DCMAKE_CXX_COMPILER=$(CLANG) >build/fuzz.log && cmake --build build/fuzz -j$(JOBS) >>build/fuzz.log
-	@for f in build/fuzz/tests/fuzz/*_fuzz; do echo "$$f"; $$f -max_total_time=300 -print_final_stats=1 \
-	  -artifact_prefix=build/fuzz/ tests/fuzz/corpus/$$(basename $$f _fuzz) || exit 1; done
+	@for f in build/fuzz/tests/fuzz/*_fuzz; do name=$$(basename $$f _fuzz); echo "$$f"; \
+	  mkdir -p build/fuzz/found/$$name; $$f -max_total_time=300 -print_final_stats=1 \
+	  -artifact_prefix=build/fuzz/ -dict=tests/fuzz/json.dict build/fuzz/found/$$name \
+	  tests/fuzz/corpus/$$name || exit 1; done
 
 test-versions:
 	@python tests/contract/versions.py

@@ -8,6 +8,7 @@ from typing import Any
 
 from sluice.cli.common import Outcome, add_budget
 from sluice.errors import ConfigError
+from sluice.limit import Limit
 from sluice.plan import ModelPlan, plan_model, table_of
 from sluice.text import format_bytes
 
@@ -92,11 +93,12 @@ def _limit(plan: ModelPlan, constants: Any) -> str:
     if constants is None:
         return "run `sluice doctor` once and plan adds this machine's limit in tokens/s"
     disk, memory = constants.best_disk_bytes_per_s, constants.memory_bytes_per_s
+    experts_s = sum(layer.top_k * layer.expert_bytes for layer in plan.layers) / memory
     parts: list[str] = []
     for budget in plan.budgets:
-        computed = sum(layer.top_k * layer.expert_bytes for layer in plan.layers) / memory
-        read = budget.expected_bytes_per_token / disk if disk else 0.0
-        parts.append(f"{budget.label} {1 / max(computed, read):,.0f} tok/s")
+        disk_s = budget.expected_bytes_per_token / disk if disk else 0.0
+        limit = Limit(disk_s=disk_s, experts_s=experts_s, dense_s=0.0)
+        parts.append(f"{budget.label} {1 / limit.seconds:,.0f} tok/s")
     return (
         f"limit by this machine's disk ({disk / 1e9:.2f} GB/s) and memory "
         f"({memory / 1e9:.1f} GB/s), experts alone, uniform routing: {', '.join(parts)}"

@@ -152,8 +152,8 @@ def _ours(
 def _aligned_expert(store: Any, layer: int, expert: int) -> torch.Tensor:
     """An expert's canonical bytes at an address that kernels accept (64-byte aligned)."""
     nbytes = store.layer(layer)["expert_bytes"]
-    memory = torch.empty(nbytes + 64, dtype=torch.uint8)
-    skip = -memory.data_ptr() % 64
+    memory = torch.empty(nbytes + layout.SLOT_ALIGNMENT, dtype=torch.uint8)
+    skip = -memory.data_ptr() % layout.SLOT_ALIGNMENT
     aligned = memory[skip : skip + nbytes]
     store.read_expert_into(layer, expert, aligned.data_ptr(), nbytes)
     return aligned

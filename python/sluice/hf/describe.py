@@ -15,7 +15,6 @@ from sluice.hf import compat, layout
 from sluice.hf.detect import ExpertSite, dtype_name, find_expert_sites
 from sluice.plan import LayerShape, plan_model, table_of
 
-_SLOT_ALIGNMENT = 64
 # Names that families give to K; read for tables of budgets only, never for computing.
 _TOP_K_NAMES = (
     "top_k",
@@ -85,7 +84,7 @@ def layers_of(model: Any, sites: Sequence[ExpertSite]) -> list[LayerShape]:
                 hidden=site.hidden,
                 dtype=dtype,
                 expert_bytes=expert_bytes,
-                slot_bytes=-(-expert_bytes // _SLOT_ALIGNMENT) * _SLOT_ALIGNMENT,
+                slot_bytes=-(-expert_bytes // layout.SLOT_ALIGNMENT) * layout.SLOT_ALIGNMENT,
             )
         )
     return layers

@@ -16,10 +16,10 @@ import torch
 from sluice import _core
 from sluice.errors import InternalError
 from sluice.hf.detect import ExpertSite, dtype_name
-from sluice.hf.recipes import shape_of
+from sluice.hf.recipes import natural_shape, shape_of
 from sluice.tensors import TORCH_DTYPES
 
-_ALIGNMENT = 64
+SLOT_ALIGNMENT = 64
 
 
 def section_ranges(site: ExpertSite, stored: str) -> dict[str, tuple[int, int]]:
@@ -27,7 +27,7 @@ def section_ranges(site: ExpertSite, stored: str) -> dict[str, tuple[int, int]]:
     ranges: dict[str, tuple[int, int]] = {}
     end = 0
     for section in site.parameters:
-        begin = -(-end // _ALIGNMENT) * _ALIGNMENT
+        begin = -(-end // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
         width = 4 if section[0] == "b" else TORCH_DTYPES[stored].itemsize
         nbytes = math.prod(shape_of(site, section)) * width
         ranges[section] = (begin, nbytes)
@@ -91,7 +91,7 @@ def read_tensors(store: Any, layer: int, site: ExpertSite, dtype: torch.dtype) -
     """
     stored = store.layer(layer)["dtype"]
     tensors = {
-        section: torch.empty(site.num_experts, *_natural_shape(site, section), dtype=dtype)
+        section: torch.empty(site.num_experts, *natural_shape(site, section), dtype=dtype)
         for section in site.parameters
     }
     buffer = torch.empty(store.layer(layer)["expert_bytes"], dtype=torch.uint8)
@@ -126,10 +126,3 @@ def empty_builder(options: Any) -> Any:
     return _core.StoreBuilder(
         chunk_bytes=options.chunk_bytes_as_int(), verify=options.verify, direct=options.direct
     )
-
-
-def _natural_shape(site: ExpertSite, section: str) -> tuple[int, ...]:
-    rows, columns = shape_of(site, section)
-    if section[0] == "b":
-        return (columns,)
-    return (columns, rows) if site.transposed else (rows, columns)

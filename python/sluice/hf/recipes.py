@@ -75,6 +75,14 @@ def shape_of(site: ExpertSite, section: str) -> tuple[int, int]:
     }[section]
 
 
+def natural_shape(site: ExpertSite, section: str) -> tuple[int, ...]:
+    """Shape of one expert's section in the module's parameter."""
+    rows, columns = shape_of(site, section)
+    if section[0] == "b":
+        return (columns,)
+    return (columns, rows) if site.transposed else (rows, columns)
+
+
 def why_it_computes(site: ExpertSite, section: str, group: Group) -> str:
     """Why a group's chain is more than byte ranges; "" when it is not."""
     match group.chain:
@@ -97,8 +105,7 @@ def why_it_computes(site: ExpertSite, section: str, group: Group) -> str:
 def check_shapes(site: ExpertSite, section: str, group: Group) -> None:
     """Each tensor has the shape that its chain and the parameter ask for; experts are complete."""
     rows, columns = shape_of(site, section)
-    vector = section in ("b13", "b2")
-    one = (columns,) if vector else ((columns, rows) if site.transposed else (rows, columns))
+    one = natural_shape(site, section)
     if not any(name == "MergeModulelist" for name, _ in group.chain):
         source = next(iter(group.all_sources()))[1]
         allowed = {(site.num_experts, *one)}
@@ -169,9 +176,9 @@ def pieces_of(site: ExpertSite, section: str, group: Group) -> Iterator[Piece]:
                 filled += share * columns * (_WIDTH[source.dtype] if section[0] == "w" else 4)
         return
     source = next(iter(group.all_sources()))[1]
-    one = (columns, rows) if site.transposed else (rows, columns)
+    natural = (site.num_experts, *natural_shape(site, section))
     flips = _flips(group)
-    flipped = flips is True or (flips is False and source.shape != (site.num_experts, *one))
+    flipped = flips is True or (flips is False and source.shape != natural)
     stride = source.nbytes // site.num_experts
     for expert in range(site.num_experts):
         start = (source.offset + expert * stride, 0)

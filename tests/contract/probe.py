@@ -187,12 +187,13 @@ def disabled_compile_is_honoured() -> bool:
 
 @check
 def cache_keyword() -> str:
-    return compat.cache_keyword(tiny_model())
+    parameters = inspect.signature(type(tiny_model()).forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
 
 
 @check
 def has_get_experts_implementation() -> bool:
-    return compat.has_get_experts_implementation()
+    return hasattr(transformers.PreTrainedModel, "get_experts_implementation")
 
 
 @check

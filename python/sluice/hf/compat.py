@@ -213,16 +213,3 @@ def casts_renamed_keys() -> bool:
     from transformers.quantizers import HfQuantizer  # pyright: ignore[reportPrivateImportUsage]
 
     return hasattr(HfQuantizer, "get_new_dtype")
-
-
-def cache_keyword(model: Any) -> str:
-    """What `forward` calls the KV cache: "cache" or, before 5.24, "past_key_values"."""
-    parameters = inspect.signature(type(model).forward).parameters
-    return "cache" if "cache" in parameters else "past_key_values"
-
-
-def has_get_experts_implementation() -> bool:
-    """Whether models can be asked for the implementation they run."""
-    from transformers import PreTrainedModel
-
-    return hasattr(PreTrainedModel, "get_experts_implementation")

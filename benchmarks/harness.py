@@ -101,7 +101,6 @@ def row(
     data: dict[str, Any],
     counters: dict[str, Any] | None = None,
     limit: dict[str, Any] | None = None,
-    memory: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One result with its passport (measuring rules: README.md of this folder)."""
     revision, dirty = commit()
@@ -127,7 +126,7 @@ def row(
         "correct": correct,
         "counters": counters or {},
         "limit": limit or {},
-        "memory": {**resident_set_bytes(), **(memory or {})},
+        "memory": resident_set_bytes(),
         "data": data,
         "commit": revision,
         "dirty": dirty,

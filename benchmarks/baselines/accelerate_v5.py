@@ -1,7 +1,6 @@
 """accelerate's disk offload as transformers 5 does it: the fused experts module is one module, so
 all experts of a layer are read from the offload folder on every forward."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ class AccelerateArm(Arm):
             "rest": "cpu",
             "experts_implementation": "eager",
             "pid_io": "read_bytes of the process",
-            "evicted": self.cold and os.name == "posix",
+            "evicted": self.cold,
         }
 
     def close(self) -> None:

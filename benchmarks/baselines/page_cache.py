@@ -18,14 +18,7 @@ def cached_pages(path: Path) -> int:
     pages = (size + _PAGE - 1) // _PAGE
     with (
         path.open("rb") as file,
-        mmap.mmap(
-            file.fileno(),
-            size,
-            flags=mmap.MAP_SHARED,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE
-            if os.access(path, os.W_OK) and "+" in file.mode
-            else mmap.PROT_READ,
-        ) as view,
+        mmap.mmap(file.fileno(), size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as view,
     ):
         vector = (ctypes.c_ubyte * pages)()
         address = _address_of(view)

@@ -227,7 +227,7 @@ def expert_decode(
     micro-benchmarks; isa "" = the machine's best."""
 
 def read_bandwidth(address: int, nbytes: int, repeats: int) -> float:
-    """Bytes/s of the AVX-512 (else plain) read loop over memory, all threads."""
+    """Bytes/s of the read loop over memory, all threads."""
 
 def disk_bandwidth(path: str, offset: int, nbytes: int, chunk_bytes: int, threads: int) -> float:
     """Bytes/s of O_DIRECT reads of a file range, `threads` deep."""

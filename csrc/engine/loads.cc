@@ -105,7 +105,6 @@ void Conversation::finished(const LoadRequest& request, TicketState state,
   });
   SlotRecord& record = pool.record(slot);
   EventHandle last_use = request.last_use;
-  release_event(device_, last_use);
   --loads_in_flight_;
   if (record.by_hint && !record.asked) --hints_in_flight_;
   account_locked(record, state, bytes_read);
@@ -121,9 +120,11 @@ void Conversation::finished(const LoadRequest& request, TicketState state,
     record.loading = false;
     record.bytes_read = bytes_read;
     record.ready = device_.record(device_.copy_stream());
+    release_event(device_, last_use);
   } else {
     pool.cache.fail_load(request.key);
     vacate_locked(pool, record);
+    record.last_use = last_use;  // perhaps nobody has waited for it: the next writer will (I2)
   }
   if (waiter >= 0) {
     last_landing_ = now;

@@ -29,8 +29,9 @@ struct SlotRecord {
   Nanos deadline = kNever;
   Nanos submitted_at = 0;
 
-  EventHandle ready{};     ///< behind the last byte written (I3)
-  EventHandle last_use{};  ///< behind the last launch that reads it (I2)
+  EventHandle ready{};  ///< behind the last byte written (I3)
+  /// Behind the last launch that reads it (I2); lent to a load, which gives it back if it fails.
+  EventHandle last_use{};
 
   std::int64_t call = 0;  ///< the call that used the slot last, and in which of its waves
   std::int32_t wave = 0;

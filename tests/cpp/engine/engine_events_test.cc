@@ -51,6 +51,32 @@ TEST_F(EngineEvents, AWriterWaitsForTheLastUseOfItsSlot) {
   }
 }
 
+TEST_F(EngineEvents, AWriterWaitsForTheLastUseThatACancelledLoadHasNotWaitedFor) {
+  RigOptions options = standing_still(2);
+  options.policy = "lru";
+  options.depth = 4;  // two chunks of guesses at once: all that the better one can start
+  Rig rig(model, options);
+  rig.on_drive = [&] { (void)rig.link().land(); };
+  (void)rig.forward(call_for(shape, {0, 1}));
+  const std::vector<Hint> hints = {{.key = make_key(1, 0), .probability = 0.9},
+                                   {.key = make_key(1, 1), .probability = 0.8}};
+  rig.engine().hint(hints);
+  for (const ChunkCopy& copy : rig.link().waiting()) ASSERT_EQ(copy.key, make_key(1, 0));
+
+  // The worse guess makes room before its first chunk; the kernel of its slot has not run yet.
+  int refusals = 0;
+  rig.on_drive = [&] {
+    if (rig.link().land(make_key(0, 5))) return;
+    ASSERT_LT(++refusals, 100);
+    rig.device().run();
+  };
+  (void)rig.forward(call_for(shape, {5}));
+  EXPECT_GT(refusals, 0);
+  rig.on_drive = nullptr;
+  rig.engine().close();
+  EXPECT_EQ(rig.device().num_live_events(), 0u);
+}
+
 TEST_F(EngineEvents, AKernelWaitsForTheReadyEventOfEachOfItsSlots) {
   Rig rig(model, standing_still(4));
   rig.on_drive = [&] { (void)rig.link().land(); };

@@ -47,7 +47,9 @@ class Planner {
 
   [[nodiscard]] bool joins(const Piece& piece, std::uint64_t at) const {
     if (piece.file != chunk_.file) return false;
-    return in_memory() || at < chunk_.offset + chunk_.bytes + kJoinGapBytes;
+    if (in_memory()) return true;
+    // Not before its first byte: a piece whose source overlaps the last one's begins anew.
+    return at >= chunk_.offset && at < chunk_.offset + chunk_.bytes + kJoinGapBytes;
   }
 
   void begin(const Piece& piece, std::uint64_t at) {

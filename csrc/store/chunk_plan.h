@@ -43,7 +43,8 @@ struct ChunkPlan {
 /// Appends one expert's chunks: pieces in the order of their files, each file's ranges joined over
 /// small gaps and cut at multiples of 4096 so that no chunk asks for more than `chunk_bytes` and
 /// alignment; transposes at source rows (inside of one only where it is longer than a chunk), so
-/// that each chunk can be scattered on its own. Pieces are valid (see ExpertStoreBuilder::build).
+/// that each chunk can be scattered on its own. Pieces are valid (see ExpertStoreBuilder::build);
+/// their sources may overlap.
 void append_chunks(std::span<const Piece> pieces, DType layout_dtype, std::size_t chunk_bytes,
                    ChunkPlan& plan);
 

@@ -217,6 +217,27 @@ struct OneExpert {
   }
 };
 
+TEST(ExpertStore, ReadsTwoSectionsThatShareTheirSource) {
+  const TempFolder folder;
+  const ExpertLayout layout{.dtype = DType::kF32, .hidden = 64, .intermediate = 64, .gated = false};
+  const Bytes source = pattern(layout.w13_bytes(), 5);
+  write_file(folder.file("tied"), source);
+  ExpertStoreBuilder builder({.chunk_bytes = 4096});
+  Piece w13;
+  w13.file = builder.add_file(folder.file("tied"));
+  w13.bytes = source.size();
+  Piece w2 = w13;
+  w2.target_offset = layout.w2_offset();
+  (void)builder.add_layer({.name = "experts", .num_experts = 1, .layout = layout});
+  builder.add_piece(make_key(0, 0), w13);
+  builder.add_piece(make_key(0, 0), w2);
+  const auto store = builder.build();
+  Bytes expected = source;
+  expected.insert(expected.end(), source.begin(), source.end());
+  EXPECT_EQ(read_expert(*store, make_key(0, 0)), expected);
+  EXPECT_LE(store->largest_read_bytes(), 4096u + 8192u);
+}
+
 TEST(ExpertStore, ReadsAnExpertThatEndsWithTheFileWhateverItsSizeModuloABlock) {
   const std::size_t expert_bytes = OneExpert().expected.size();
   for (const std::size_t modulo : {0, 1, 4095}) {

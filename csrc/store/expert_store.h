@@ -139,6 +139,8 @@ class ExpertStoreBuilder {
 
   /// Opens a file for reading. Errors: IoError.
   FileIdx add_file(const std::string& path);
+  /// Takes one that is open already, for who has read its header.
+  FileIdx add_file(ReadFile file);
   /// Errors: CheckpointError on sizes that are not positive or overflow.
   LayerIdx add_layer(StoredLayer layer);
   void add_piece(ExpertKey key, const Piece& piece);

@@ -65,8 +65,12 @@ ExpertStoreBuilder::ExpertStoreBuilder(ExpertStore::Options options) {
 ExpertStoreBuilder::~ExpertStoreBuilder() = default;
 
 FileIdx ExpertStoreBuilder::add_file(const std::string& path) {
+  return add_file(ReadFile(path, pending_->store->options.direct));
+}
+
+FileIdx ExpertStoreBuilder::add_file(ReadFile file) {
   auto& files = pending_->store->files;
-  files.emplace_back(path, pending_->store->options.direct);
+  files.push_back(std::move(file));
   return static_cast<FileIdx>(files.size() - 1);
 }
 

@@ -41,10 +41,14 @@ bool direct_alignment_fits(int fd) {
   return fd >= 0;
 }
 
-FileDescriptor open_direct(const std::string& path) {
+// `buffered` once more, by O_DIRECT; none where the path names another file by now.
+FileDescriptor open_direct(const std::string& path, const struct stat& buffered) {
 #if defined(O_DIRECT)
   FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT));
-  if (file && direct_alignment_fits(file.get())) return file;
+  struct stat info{};
+  const bool same = file && ::fstat(file.get(), &info) == 0 && info.st_ino == buffered.st_ino &&
+                    info.st_dev == buffered.st_dev;
+  if (same && direct_alignment_fits(file.get())) return file;
 #endif
   return FileDescriptor();
 }
@@ -69,7 +73,7 @@ ReadFile::ReadFile(const std::string& path, bool direct) : path_(path), direct_w
     throw IoError("open for reading: got something else, expected a regular file", path, 0, 0);
   }
   bytes_ = static_cast<std::uint64_t>(info.st_size);
-  if (direct) direct_ = open_direct(path);
+  if (direct) direct_ = open_direct(path, info);
 }
 
 void ReadFile::read_aligned(std::uint64_t offset, std::size_t bytes, std::size_t needed,

@@ -58,7 +58,8 @@ class PackWriter {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Opens a finished pack and proves it: header, manifest, sizes, checksums' tensor.
+/// Opens a finished pack and proves it: header, manifest, sizes, checksums' tensor. Opened once, so
+/// that the store reads what was proven, whatever takes its name later.
 /// Errors: CheckpointError naming the path and the lie; a `.partial` is refused by name.
 [[nodiscard]] std::shared_ptr<const ExpertStore> open_pack(const std::string& path,
                                                            ExpertStore::Options options,

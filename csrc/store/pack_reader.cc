@@ -88,9 +88,8 @@ void check_tensors(const Pack& pack, const SafetensorsHeader& header, const std:
       });
 }
 
-Pack prove(const std::string& path) {
-  check_finished(path);
-  const ReadFile file(path, false);
+Pack prove(const ReadFile& file) {
+  const std::string& path = file.path();
   Pack pack;
   try {
     const SafetensorsHeader header =
@@ -124,9 +123,12 @@ Pack prove(const std::string& path) {
 
 std::shared_ptr<const ExpertStore> open_pack(const std::string& path, ExpertStore::Options options,
                                              PackManifest* manifest) {
-  Pack pack = prove(path);
+  check_finished(path);
   ExpertStoreBuilder builder(options);
-  const FileIdx file = builder.add_file(path);
+  // Opened once: what is proven is what is read, also when a new pack takes the name meanwhile.
+  ReadFile opened(path, options.direct);
+  Pack pack = prove(opened);
+  const FileIdx file = builder.add_file(std::move(opened));
   builder.set_direct_slots(true);
   builder.set_description("pack " + path);
   std::uint64_t offset = pack.data_offset;

@@ -8,6 +8,7 @@ namespace sluice::test {
 
 ssize_t FaultDisk::pread(int fd, void* target, std::size_t bytes, off_t offset) {
   FaultDisk& self = *self_;
+  if (self.before_read) self.before_read();
   if (take(self.interrupted_calls)) return fail(EINTR);
   ++self.reads;
   if (due(self.read_fails_in)) return fail(self.error);

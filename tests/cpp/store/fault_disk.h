@@ -40,6 +40,8 @@ class FaultDisk {
   std::atomic<std::int64_t> syncs{0};
   std::atomic<std::uint64_t> free{UINT64_MAX};
   std::atomic<int> error{EIO};
+  /// Called before each read; on the reading thread.
+  std::function<void()> before_read;
   /// Called before each lock is asked for.
   std::function<void()> before_lock;
   /// Called after each write and sync: where a test kills its process.

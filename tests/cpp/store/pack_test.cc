@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <functional>
+#include <system_error>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -16,6 +18,7 @@ namespace sluice {
 namespace {
 
 using test::canonical_expert;
+using test::FaultDisk;
 using test::read_expert;
 using test::read_text;
 using test::seed_of;
@@ -92,6 +95,28 @@ TEST(Pack, HoldsZerosBetweenSectionsWhateverTheSlotHeldThere) {
   }
   writer.finish();
   EXPECT_EQ(read_text(folder.file("a")), read_text(folder.file("b")));
+}
+
+TEST(Pack, ReadsThePackThatItProvedThoughAnotherTakesItsName) {
+  const TempFolder folder;
+  const PackManifest manifest = small_manifest();
+  const ExpertLayout& layout = manifest.layers[0].layout;
+  write_pack(folder.file("a"), manifest);
+  PackWriter other(folder.file("b"), manifest);
+  for (const StoredLayer& layer : manifest.layers) {
+    for (std::int32_t e = 0; e < layer.num_experts; ++e) {
+      other.append(canonical_expert(layer.layout, 77));
+    }
+  }
+  other.finish();
+  FaultDisk disk;
+  disk.before_read = [&] {
+    std::error_code gone;  // from the second read on
+    std::filesystem::rename(folder.file("b"), folder.file("a"), gone);
+  };
+  const auto store = open_pack(folder.file("a"), {.verify = Verify::kOff});
+  EXPECT_FALSE(std::filesystem::exists(folder.file("b")));
+  EXPECT_EQ(read_expert(*store, make_key(0, 1)), canonical_expert(layout, seed_of(0, 1)));
 }
 
 // A good pack that a test lies about.

@@ -84,13 +84,13 @@ void Conversation::account_locked(const SlotRecord& record, TicketState state,
   stats_.bytes_read += bytes_read;
   if (!record.by_hint) {
     stats_.bytes_read_demand += bytes_read;
-  } else if (record.asked) {
-    stats_.bytes_read_hint_used += bytes_read;
-  } else if (state == TicketState::kDone) {
-    stats_.bytes_read_hint_pending += bytes_read;
-  } else {
+  } else if (state != TicketState::kDone) {
     stats_.bytes_read_hint_wasted += bytes_read;
     ++stats_.hints_dropped;
+  } else if (record.asked) {
+    stats_.bytes_read_hint_used += bytes_read;
+  } else {
+    stats_.bytes_read_hint_pending += bytes_read;
   }
 }
 

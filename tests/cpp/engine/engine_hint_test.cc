@@ -68,6 +68,20 @@ TEST_F(EngineHint, AWrongGuessIsWastedOnceItIsEvicted) {
   EXPECT_EQ(stats.evictions, 1);
 }
 
+TEST_F(EngineHint, AGuessThatFailsIsWastedAlsoWhenACallHasJoinedIt) {
+  Rig rig(model, {.device_memory = model.slots(4), .depth = 1});
+  hint(rig, 0, 2);
+  rig.on_drive = [&] { (void)rig.link().fail(make_key(0, 2), "planted failure"); };
+  const Call call = call_for({2});
+  EXPECT_THROW((void)rig.forward(call), std::runtime_error);
+  const EngineStats stats = rig.engine().stats();
+  EXPECT_EQ(stats.late, 1);
+  EXPECT_GT(stats.bytes_read, 0u);
+  EXPECT_EQ(stats.bytes_read_hint_wasted, stats.bytes_read);
+  EXPECT_EQ(stats.bytes_read_hint_used, 0u);
+  EXPECT_EQ(stats.hints_dropped, 1);
+}
+
 TEST_F(EngineHint, UnknownExpertsAndNumbersThatAreNoneAreDropped) {
   Rig rig(model, {.device_memory = model.slots(4)});
   hint(rig, -1, 0);

@@ -15,7 +15,7 @@ namespace sluice::testing {
 namespace {
 
 struct EngineStress : ::testing::Test {
-  test::TempFolder folder;
+  testing::TempFolder folder;
   ModelShape shape{.dtype = DType::kBF16, .has_bias = true};
   std::unique_ptr<Model> model;
   std::vector<Call> calls;

@@ -10,10 +10,10 @@
 namespace sluice {
 namespace {
 
-using test::FaultDisk;
-using test::pattern;
-using test::TempFolder;
-using test::write_file;
+using testing::FaultDisk;
+using testing::pattern;
+using testing::TempFolder;
+using testing::write_file;
 
 TEST(DiskBandwidth, ReadsEveryRangeOnceAndGivesARate) {
   const TempFolder folder;

@@ -22,7 +22,7 @@ struct Subject {
   std::uint32_t whole = 0;
   explicit Subject(std::size_t num_chunks) {
     for (std::size_t i = 0; i < num_chunks; ++i) {
-      const auto bytes = test::pattern(100 + i, i);
+      const auto bytes = testing::pattern(100 + i, i);
       ReadChunk chunk;
       chunk.bytes = static_cast<std::uint32_t>(bytes.size());
       chunks.push_back(chunk);

@@ -15,12 +15,12 @@
 namespace sluice {
 namespace {
 
-using test::canonical_expert;
-using test::FaultDisk;
-using test::pattern;
-using test::read_expert;
-using test::TempFolder;
-using test::write_file;
+using testing::canonical_expert;
+using testing::FaultDisk;
+using testing::pattern;
+using testing::read_expert;
+using testing::TempFolder;
+using testing::write_file;
 using Bytes = std::vector<std::byte>;
 
 // A shard that grows piece by piece, with what each piece should become in the slot.
@@ -444,8 +444,8 @@ TEST(ExpertStoreBuilder, RefusesSettingsAndSizesThatCannotWork) {
 TEST(ExpertStore, ReadsDifferentExpertsOnManyThreads) {
   const TempFolder folder;
   const std::string path = folder.file("a.sluice.safetensors");
-  const PackManifest manifest = test::small_manifest();
-  test::write_pack(path, manifest);
+  const PackManifest manifest = testing::small_manifest();
+  testing::write_pack(path, manifest);
   const auto store = open_pack(path, {.chunk_bytes = 4096, .verify = Verify::kAlways});
   std::vector<std::jthread> threads;
   for (int t = 0; t < 4; ++t) {
@@ -453,7 +453,7 @@ TEST(ExpertStore, ReadsDifferentExpertsOnManyThreads) {
       for (int i = 0; i < 50; ++i) {
         const std::int32_t expert = (i + t) % 3;
         EXPECT_EQ(read_expert(*store, make_key(0, expert)),
-                  canonical_expert(manifest.layers[0].layout, test::seed_of(0, expert)));
+                  canonical_expert(manifest.layers[0].layout, testing::seed_of(0, expert)));
       }
     });
   }

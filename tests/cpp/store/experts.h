@@ -10,7 +10,7 @@
 #include "store/pack.h"
 #include "store/temp_folder.h"
 
-namespace sluice::test {
+namespace sluice::testing {
 
 /// The canonical sections of one expert, with zeros between: what a slot should hold.
 inline std::vector<std::byte> canonical_expert(const ExpertLayout& layout, std::uint64_t seed) {
@@ -76,4 +76,4 @@ inline void write_pack(const std::string& path, const PackManifest& manifest) {
   writer.finish();
 }
 
-}  // namespace sluice::test
+}  // namespace sluice::testing

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-namespace sluice::test {
+namespace sluice::testing {
 
 ssize_t FaultDisk::pread(int fd, void* target, std::size_t bytes, off_t offset) {
   FaultDisk& self = *self_;
@@ -51,4 +51,4 @@ std::uint64_t FaultDisk::free_bytes(int fd) {
   return std::min(self_->free.load(), self_->saved_.free_bytes(fd));
 }
 
-}  // namespace sluice::test
+}  // namespace sluice::testing

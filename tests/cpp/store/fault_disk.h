@@ -7,7 +7,7 @@
 
 #include "store/file_calls.h"
 
-namespace sluice::test {
+namespace sluice::testing {
 
 /// A disk with faults, while it is alive: each `*_fails_in` counts calls down and lets the one that
 /// reaches 0, and all later ones, fail with `error`; -1: never.
@@ -72,4 +72,4 @@ class FaultDisk {
   FileCalls saved_;
 };
 
-}  // namespace sluice::test
+}  // namespace sluice::testing

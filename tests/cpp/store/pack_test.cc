@@ -17,15 +17,15 @@
 namespace sluice {
 namespace {
 
-using test::canonical_expert;
-using test::FaultDisk;
-using test::read_expert;
-using test::read_text;
-using test::seed_of;
-using test::small_manifest;
-using test::TempFolder;
-using test::write_file;
-using test::write_pack;
+using testing::canonical_expert;
+using testing::FaultDisk;
+using testing::read_expert;
+using testing::read_text;
+using testing::seed_of;
+using testing::small_manifest;
+using testing::TempFolder;
+using testing::write_file;
+using testing::write_pack;
 
 TEST(Pack, GivesBackEveryExpertThatWasWritten) {
   const TempFolder folder;
@@ -120,7 +120,7 @@ TEST(Pack, ReadsThePackThatItProvedThoughAnotherTakesItsName) {
 }
 
 // A good pack that a test lies about.
-class PackLie : public testing::Test {
+class PackLie : public ::testing::Test {
  protected:
   PackLie() { write_pack(path_, small_manifest()); }
 
@@ -354,7 +354,7 @@ TEST_F(PackLie, VerifyReadsEverythingAndReportsProgress) {
 }
 
 TEST_F(PackLie, OpeningReadsNoExpert) {
-  test::FaultDisk disk;
+  testing::FaultDisk disk;
   const auto store = open_pack(path_, ExpertStore::Options{});
   EXPECT_LE(disk.reads, 3) << "length, header, checksums";
   EXPECT_EQ(store->counters().bytes_read, 0u);

@@ -16,14 +16,14 @@
 namespace sluice {
 namespace {
 
-using test::canonical_expert;
-using test::FaultDisk;
-using test::read_text;
-using test::seed_of;
-using test::small_manifest;
-using test::TempFolder;
-using test::write_file;
-using test::write_pack;
+using testing::canonical_expert;
+using testing::FaultDisk;
+using testing::read_text;
+using testing::seed_of;
+using testing::small_manifest;
+using testing::TempFolder;
+using testing::write_file;
+using testing::write_pack;
 
 constexpr std::uint64_t kSyncEachBlob = 1;
 
@@ -37,7 +37,7 @@ std::vector<std::vector<std::byte>> all_experts(const PackManifest& manifest) {
   return out;
 }
 
-class PackWriting : public testing::Test {
+class PackWriting : public ::testing::Test {
  protected:
   PackWriting() {
     write_pack(folder_.file("whole"), manifest_);
@@ -314,7 +314,7 @@ TEST_F(PackWriting, LeavesReadersOfAFinishedPackAlone) {
   }
   int status = -1;
   while (::waitpid(child, &status, WNOHANG) == 0) {
-    EXPECT_EQ(test::read_expert(*store, make_key(0, 1)), experts_[1]);
+    EXPECT_EQ(testing::read_expert(*store, make_key(0, 1)), experts_[1]);
     EXPECT_NO_THROW(verify_pack(path_, {})) << "a name is always a whole pack";
   }
   EXPECT_EQ(status, 0);

@@ -14,10 +14,10 @@
 namespace sluice {
 namespace {
 
-using test::canonical_expert;
-using test::FaultDisk;
-using test::small_manifest;
-using test::TempFolder;
+using testing::canonical_expert;
+using testing::FaultDisk;
+using testing::small_manifest;
+using testing::TempFolder;
 
 struct Pack {
   TempFolder folder;
@@ -25,7 +25,7 @@ struct Pack {
   PackManifest manifest = small_manifest();
   std::shared_ptr<const ExpertStore> store;
   explicit Pack(ExpertStore::Options options = {.chunk_bytes = 4096}) {
-    test::write_pack(path, manifest);
+    testing::write_pack(path, manifest);
     store = open_pack(path, options);
   }
 };
@@ -52,7 +52,7 @@ TEST(ReaderPool, ReportsEveryChunkOnceWithItsBytes) {
     pool.start(static_cast<std::uint64_t>(c), key, c, slot.data());
   }
   landed.wait();
-  const auto expected = canonical_expert(pack.manifest.layers[0].layout, test::seed_of(0, 2));
+  const auto expected = canonical_expert(pack.manifest.layers[0].layout, testing::seed_of(0, 2));
   EXPECT_TRUE(std::equal(expected.begin(), expected.end(), slot.data()));
   EXPECT_EQ(bytes, pack.store->counters().bytes_read);
   for (const auto& count : seen) EXPECT_EQ(count, 1);
@@ -145,7 +145,7 @@ TEST(ReaderPool, ReadsManyLoadsAtOnceIntoTheirOwnSlots) {
     }
     for (std::size_t s = 0; s < slots.size(); ++s) {
       const auto expected =
-          canonical_expert(layout, test::seed_of(0, static_cast<std::int32_t>(s % 3)));
+          canonical_expert(layout, testing::seed_of(0, static_cast<std::int32_t>(s % 3)));
       EXPECT_TRUE(std::equal(expected.begin(), expected.end(), slots[s].data()));
     }
   }

@@ -10,8 +10,8 @@
 namespace sluice {
 namespace {
 
-using test::TempFolder;
-using test::write_file;
+using testing::TempFolder;
+using testing::write_file;
 
 SafetensorsHeader parse(const std::string& json, std::uint64_t data_bytes) {
   return parse_safetensors_header(json, 8 + json.size() + data_bytes);
@@ -48,7 +48,7 @@ struct Lie {
   const char* message;
 };
 
-class SafetensorsLie : public testing::TestWithParam<Lie> {};
+class SafetensorsLie : public ::testing::TestWithParam<Lie> {};
 
 TEST_P(SafetensorsLie, IsRefusedByName) {
   const Lie& lie = GetParam();
@@ -70,7 +70,7 @@ std::string two(const std::string& a, const std::string& b) {
 
 INSTANTIATE_TEST_SUITE_P(
     All, SafetensorsLie,
-    testing::Values(
+    ::testing::Values(
         Lie{"NotAnObject", "[]", 0, "does not begin with '{'"},
         Lie{"Empty", "", 0, "does not begin with '{'"},
         Lie{"LeadingSpace", " {}", 0, "does not begin with '{'"},

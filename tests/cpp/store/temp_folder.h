@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-namespace sluice::test {
+namespace sluice::testing {
 
 /// A folder that removes itself.
 class TempFolder {
@@ -68,4 +68,4 @@ inline std::vector<std::byte> pattern(std::size_t bytes, std::uint64_t seed) {
     EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what(); \
   }
 
-}  // namespace sluice::test
+}  // namespace sluice::testing

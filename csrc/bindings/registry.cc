@@ -57,6 +57,12 @@ void remove_session(std::int64_t handle) {
   if (!node.empty()) last = std::move(node.mapped());
 }
 
+void restore_session(std::int64_t handle, std::shared_ptr<SessionState> session) {
+  Registry& all = registry();
+  const MutexLock lock(all.mu);
+  all.sessions.insert_or_assign(handle, std::move(session));
+}
+
 void close_all_sessions() {
   std::map<std::int64_t, std::shared_ptr<SessionState>> taken;
   {

@@ -19,6 +19,8 @@ class SessionState;
 /// Null when it was closed or never was.
 [[nodiscard]] std::shared_ptr<SessionState> find_session(std::int64_t handle);
 void remove_session(std::int64_t handle);
+/// Opens a removed handle again.
+void restore_session(std::int64_t handle, std::shared_ptr<SessionState> session);
 /// Closes every session that this process opened. Without the GIL: running calls may need it.
 void close_all_sessions();
 

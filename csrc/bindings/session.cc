@@ -39,6 +39,7 @@ class SessionHandle {
     } catch (const std::exception& error) {
       log_ring().log(LogLevel::kError, error.what());
     }
+    remove_session(handle_);  // also where closing was refused: the running call holds the state
     state_.reset();
   }
   SessionHandle(const SessionHandle&) = delete;
@@ -50,8 +51,13 @@ class SessionHandle {
   [[nodiscard]] bool closed() const noexcept { return state_->closed(); }
   void close() {
     if (state_->is_inherited()) return;
-    remove_session(handle_);
-    state_->close();
+    remove_session(handle_);  // first: calls that begin now would wait for the turn before us
+    try {
+      state_->close();
+    } catch (...) {  // refused inside of a forward: the session stays open
+      restore_session(handle_, state_);
+      throw;
+    }
   }
 
  private:

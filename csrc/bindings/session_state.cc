@@ -172,8 +172,8 @@ EngineStats SessionState::stats() const {
 
 void SessionState::close() {
   if (is_inherited()) return;
-  closed_.store(true);
   engine_->close();
+  closed_.store(true);
 }
 
 }  // namespace sluice::bindings

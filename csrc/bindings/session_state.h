@@ -52,7 +52,7 @@ class SessionState {
   [[nodiscard]] Engine& engine() const;
   /// The engine's numbers with the degradations that happen on this side.
   [[nodiscard]] EngineStats stats() const;
-  /// Idempotent; does nothing in a forked child.
+  /// Idempotent; does nothing in a forked child. Errors: SluiceError inside of its own forward.
   void close();
   [[nodiscard]] bool closed() const noexcept { return closed_.load(); }
   [[nodiscard]] bool is_inherited() const noexcept;

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.arm import Arm
+from machine import bench_dir
 
 
 class SluiceArm(Arm):
@@ -31,8 +32,9 @@ class SluiceArm(Arm):
         import sluice
 
         if self.variant in {"pack", "warm"}:
-            path = self.checkpoint / "experts.sluice.safetensors"
+            path = bench_dir() / self.checkpoint.name / "experts.sluice.safetensors"
             if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
                 from sluice.pack import make_pack
 
                 make_pack(self.checkpoint, out=path)

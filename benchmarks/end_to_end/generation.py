@@ -52,6 +52,19 @@ def model_folder(scenario: dict[str, Any]) -> Path:
     return checkpoint(model)
 
 
+def reference_prompts() -> list[torch.Tensor]:
+    """The shipped model's prompts, one a task, as token ids [1, P]."""
+    import sluice
+    from sluice.reference import reference_prompts as shipped
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(sluice.reference_model())
+    return [
+        tokenizer(p.text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        for p in shipped()
+    ]
+
+
 def measure(
     scenario: dict[str, Any], arms: dict[str, Arm], routes: Routes | None
 ) -> list[dict[str, Any]]:
@@ -61,18 +74,23 @@ def measure(
     vocab = next(iter(arms.values())).model.config.vocab_size
     last: dict[str, Sample] = {}
 
-    def sample(name: str, index: int) -> float:
+    prompts = reference_prompts() if scenario["model"].get("weights") == "trained" else None
+
+    def sample(name: str, index: int, *, forced: bool = False) -> float:
+        """One generation. Random weights are fed random text on the timed routes; the trained model
+        gets a shipped prompt and writes its own text, unless `forced`."""
         generator = torch.Generator().manual_seed(1000 + index)
-        forced = routes is not None
-        length = prompt_tokens + (new_tokens if forced else 0)
-        text = torch.randint(4, vocab, (1, length), generator=generator)
+        random_text = torch.randint(4, vocab, (1, prompt_tokens + new_tokens), generator=generator)
+        text, prompt = random_text, prompt_tokens
+        if prompts is not None and not forced:
+            text = prompts[index % len(prompts)]
+            prompt = text.shape[1]
         sequence: np.ndarray | None = None
         if routes is not None:
             sequence = routes.sequences[index % len(routes.sequences)]
-            sequence = np.concatenate(
-                [sequence] * (1 + (prompt_tokens + new_tokens) // len(sequence))
-            )
-        last[name] = arms[name].generate(text, prompt_tokens, new_tokens, sequence)
+            repeats = 1 + (prompt_tokens + new_tokens) // len(sequence)
+            sequence = np.concatenate([sequence] * repeats)
+        last[name] = arms[name].generate(text, prompt, new_tokens, sequence)
         return last[name].prefill_s if phase == "prefill" else last[name].decode_s
 
     verdicts = check(arms, sample, last)
@@ -93,8 +111,8 @@ def measure(
     data = {
         "routes": routes.source if routes else "the model's own router",
         "routes_sha256": routes.sha256 if routes else "",
-        "prompts": f"random tokens, {prompt_tokens} each, seed 1000 + round",
-        "text": "teacher-forced random tokens" if routes else "own",
+        "prompts": "shipped, one a task" if prompts else f"{prompt_tokens} random tokens",
+        "text": "own" if prompts else "teacher-forced random tokens",
         "new_tokens": new_tokens,
     }
     rows = []
@@ -159,7 +177,7 @@ def disk_limit(
 def check(arms: dict[str, Arm], sample: Any, last: dict[str, Sample]) -> dict[str, str]:
     """Equal outputs before anything is timed. Errors: RuntimeError naming the arm."""
     for name in arms:
-        sample(name, 0)
+        sample(name, 0, forced=True)
     exact = [name for name, arm in arms.items() if arm.bitwise]
     judge = exact[0] if exact else next(iter(arms))
     verdicts: dict[str, str] = {}

@@ -93,7 +93,7 @@ def main() -> None:
     )
     loaded = read_bytes()
     first = model.sluice.stats()
-    ids = torch.randint(4, 256, (1, 96), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(4, 256, (1, 256), generator=torch.Generator().manual_seed(0))
     start = time.monotonic()
     out = model.generate(
         ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0

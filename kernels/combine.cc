@@ -21,7 +21,6 @@ void combine(const float* rows, const float* weights, const std::uint8_t* valid,
   if (num_tokens <= 0 || hidden <= 0) return;
   const ElementwiseKernels& kernels = elementwise_kernels(cpu_isa());
   const std::int64_t tiles = (hidden + kTileColumns - 1) / kTileColumns;
-  auto* bytes = static_cast<std::byte*>(out);
 
   auto range = [&](std::int64_t begin, std::int64_t end) {
     const DefaultFloatEnv env;
@@ -36,9 +35,7 @@ void combine(const float* rows, const float* weights, const std::uint8_t* valid,
         if (valid[row] == 0) continue;
         kernels.accumulate(weights[row], rows + row * hidden + column, sum, count);
       }
-      const auto offset =
-          static_cast<std::size_t>(token * hidden + column) * element_bytes(out_dtype);
-      narrow(kernels, out_dtype, sum, bytes + offset, count);
+      narrow(kernels, out_dtype, sum, element_at(out, token * hidden + column, out_dtype), count);
     }
   };
   const std::int64_t items = num_tokens * tiles;

@@ -74,8 +74,7 @@ struct Call {
 
   [[nodiscard]] const std::byte* row(const void* matrix, std::int64_t index,
                                      std::int64_t columns) const {
-    return static_cast<const std::byte*>(matrix) +
-           static_cast<std::size_t>(index * columns) * element_bytes(problem.weights);
+    return element_at(matrix, index * columns, problem.weights);
   }
 
   void pack_inputs() const {

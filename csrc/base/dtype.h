@@ -25,6 +25,16 @@ struct Float16 {
   return dtype == DType::kF32 ? 4 : 2;
 }
 
+/// Where element `index` of an array of `dtype` lies.
+[[nodiscard]] inline const std::byte* element_at(const void* base, std::int64_t index,
+                                                 DType dtype) noexcept {
+  return static_cast<const std::byte*>(base) +
+         static_cast<std::size_t>(index) * element_bytes(dtype);
+}
+[[nodiscard]] inline std::byte* element_at(void* base, std::int64_t index, DType dtype) noexcept {
+  return static_cast<std::byte*>(base) + static_cast<std::size_t>(index) * element_bytes(dtype);
+}
+
 /// "F32", "BF16", "F16": the spelling of safetensors headers and of the pack manifest.
 [[nodiscard]] std::string_view dtype_name(DType dtype) noexcept;
 /// Errors: CheckpointError on any other name.

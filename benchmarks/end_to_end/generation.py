@@ -54,9 +54,10 @@ def model_folder(scenario: dict[str, Any]) -> Path:
 
 def reference_prompts() -> list[torch.Tensor]:
     """The shipped model's prompts, one a task, as token ids [1, P]."""
+    from transformers import AutoTokenizer
+
     import sluice
     from sluice.reference import reference_prompts as shipped
-    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(sluice.reference_model())
     return [

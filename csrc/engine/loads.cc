@@ -48,7 +48,7 @@ void Conversation::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest
   record = {.key = load.key,
             .occupied = true,
             .loading = true,
-            .by_hint = load.priority != Priority::kDemand,
+            .by_hint = is_hint(load.priority),
             .waiter = need,
             .priority = load.priority,
             .probability = load.probability,

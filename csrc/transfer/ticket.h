@@ -12,6 +12,7 @@ namespace sluice {
 
 /// Demands before hints for the next layer, those before hints further ahead.
 enum class Priority : std::uint8_t { kDemand, kNextLayer, kFurtherAhead };
+[[nodiscard]] constexpr bool is_hint(Priority priority) { return priority != Priority::kDemand; }
 
 enum class TicketState : std::uint8_t { kPending, kDone, kFailed, kCancelled };
 

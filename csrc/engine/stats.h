@@ -21,7 +21,7 @@ struct EngineStats {
   std::uint64_t bytes_read_demand = 0;  ///< physical bytes, by reason
   std::uint64_t bytes_read_hint_used = 0;
   std::uint64_t bytes_read_hint_wasted = 0;   ///< evicted, failed or cancelled unused
-  std::uint64_t bytes_read_hint_pending = 0;  ///< landed or under way, not asked for yet
+  std::uint64_t bytes_read_hint_pending = 0;  ///< landed, not asked for yet
   std::uint64_t bytes_read = 0;               ///< the sum of the four
   std::int64_t stall_ns = 0;                  ///< the caller waited for bytes
   std::int64_t demand_ns = 0;   ///< Σ over forwards of last landing − first submission

@@ -16,6 +16,7 @@ TITLES = {
     "dsv2lite-4-layer-cut-decode": (
         "Decode, DeepSeek-V2-Lite layer shapes (4-layer cut, recorded routes), bf16, batch 1"
     ),
+    "dsv2lite-4-layer-cut-decode-warm": "The same with the files in the page cache (RAM)",
     "dsv2lite-4-layer-cut-prefill-128": "Prefill of 128 tokens, the same cut",
     "dsv2lite-4-layer-cut-prefill-512": "Prefill of 512 tokens, the same cut",
     "dsv2lite-4-layer-cut-module": "One experts module at these shapes, all resident",

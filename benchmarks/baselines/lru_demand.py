@@ -108,7 +108,10 @@ class LruDemandArm(SluiceArm):
         self.sites: list[LruExperts] = []
 
     def load(self) -> Any:
+        # The session only opens the store here: it gets as little as works, and is never asked.
+        share, self.share = self.share, 0.05
         model = super().load()
+        self.share = share
         session = model.sluice
         names = [n for n, _ in model.named_modules() if n.endswith(".experts")]
         gate = {"kind": "silu", "interleaved": False, "alpha": 0.0, "limit": 0.0}

@@ -30,10 +30,11 @@ def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
     shares = scenario.get("budget", {}).get("expert_bytes", [0.25])
     arms: dict[str, Arm] = {}
     for mode in work["modes"]:
-        swept = mode.split(":")[0] in {"sluice", "lru-demand"}
-        for share in shares if swept else [1.0]:
-            name = f"{mode}@{share * 100:g}%" if swept else mode
-            arms[name] = make_arm(mode, folder, scenario, share)
+        kind, _, share = mode.partition("@")
+        swept = kind.split(":")[0] in {"sluice", "lru-demand"}
+        for each in [float(share.rstrip("%")) / 100] if share else shares if swept else [1.0]:
+            name = f"{kind}@{each * 100:g}%" if swept else kind
+            arms[name] = make_arm(kind, folder, scenario, each)
     for arm in arms.values():
         arm.setup()
     try:

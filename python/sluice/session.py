@@ -91,7 +91,7 @@ class Session:
             gates=[self._gate(index, layer) for index, layer in enumerate(layers)],
         )
         self.handle = self._core.handle
-        self._end = weakref.finalize(self, _end, self._core, self._layer_names, self._pid)
+        self._end = self._finalizer()
 
     def experts_forward(
         self, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
@@ -169,6 +169,9 @@ class Session:
 
         Idempotent. A hook that raises keeps the session open, so that nothing is lost: mend the
         cause and close again. In a forked child it does nothing.
+
+        Raises:
+            SluiceError: From inside of its own forward; the session stays open.
         """
         if os.getpid() != self._pid:
             return
@@ -184,7 +187,11 @@ class Session:
                     except BaseException:
                         self._hooks.append(hook)
                         raise
-                self._end()
+                try:
+                    self._end()
+                except BaseException:
+                    self._end = self._finalizer()  # one runs once, also when it raises
+                    raise
             finally:
                 self._closing = False
 
@@ -221,6 +228,9 @@ class Session:
                 raise
         log.pull()
         raise cause
+
+    def _finalizer(self) -> weakref.finalize[..., Session]:
+        return weakref.finalize(self, _end, self._core, self._layer_names, self._pid)
 
     def _inherited(self) -> BaseException:
         return _core.take_error(self.handle) or SluiceError(

@@ -317,6 +317,28 @@ def test_a_hook_that_fails_keeps_the_session_open(small: SmallStore) -> None:
     assert session.closed
 
 
+def test_closing_inside_of_a_forward_is_refused_and_possible_afterwards(small: SmallStore) -> None:
+    refused: list[str] = []
+
+    def close_inside(*arguments: Any) -> None:
+        with pytest.raises(SluiceError) as caught:
+            session.close()
+        refused.append(str(caught.value))
+        silu_callback(*arguments)
+
+    layers = small.layers(kind="generic", gate_callback=close_inside)
+    session = small.session(small.memory_store(), layers=layers)
+    first = session.experts_forward(0, *small.call(1))
+    assert refused
+    assert all("inside a forward" in text for text in refused)
+    assert not session.closed
+    assert torch.equal(session.experts_forward(0, *small.call(1)), first)
+    session.close()
+    assert session.closed
+    assert session.stats().slab_bytes == 0
+    assert "session closed" in str(_core.take_error(session.handle))
+
+
 def resident_anonymous_bytes() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):

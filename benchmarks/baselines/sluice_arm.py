@@ -1,5 +1,7 @@
 """sluice at a share of the experts' slot bytes."""
 
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,19 @@ class SluiceArm(Arm):
         if self.model is not None:
             self.model.sluice.close()
         super().close()
+
+
+def fill(session: Any) -> None:
+    """Brings every expert, so that "all resident" is true from the first sample."""
+    store = session.store
+    everything = [
+        (layer, expert, 1.0, math.inf)
+        for layer in range(store.num_layers)
+        for expert in range(store.layer(layer)["num_experts"])
+    ]
+    session.hint(everything)
+    deadline = time.monotonic() + 120
+    while any(slot[0] != "ready" for pool in session.residency() for slot in pool):
+        if time.monotonic() > deadline:
+            raise RuntimeError("resident-sluice: not every expert became resident in two minutes")
+        time.sleep(0.05)

@@ -161,10 +161,14 @@ class Stress {
       if (std::optional<SlotLease> lease = cache_.find(key)) return *std::move(lease);
       const std::optional<Ticket> ticket = load(key, SlotCache::Purpose::kDemand);
       if (!ticket) {
-        std::this_thread::yield();  // every slot is held, or the expert has just landed
+        // Every slot is held, or the expert has just landed. Expired hints leave in a step.
+        (void)transfers_.step(clock_.now());
+        wake();
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
         continue;
       }
       (void)transfers_.step(clock_.now());
+      wake();  // a step may have ended somebody's ticket
       wait_until([&] { return ticket->finished(); });
       ticket->rethrow();
       if (ticket->state() == TicketState::kCancelled) ++asked_again_;

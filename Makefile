@@ -72,7 +72,7 @@ thread-safety:
 
 # Also the notebooks, the README's code, and every benchmark scenario in its smoke form.
 python:
-	@python -m pytest tests -m 'not long and not gpu' -p no:cacheprovider -n $(JOBS) --dist loadfile
+	@python -m pytest tests -m 'not long and not gpu' -p no:cacheprovider
 
 bench-smoke:
 	@python -m pytest tests/benchmarks

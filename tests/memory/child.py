@@ -7,6 +7,7 @@ headroom: by a memory cgroup where it may make one, else by RLIMIT_DATA. It says
 """
 
 import json
+import math
 import os
 import resource
 import sys
@@ -73,6 +74,15 @@ def restrict(group: tuple[Path, str, str] | None, headroom: int) -> dict[str, ob
     return {"limit": "RLIMIT_DATA", "base": base}
 
 
+def fill(session: sluice.Session) -> None:
+    """Brings every expert into its slot."""
+    layers = range(session.store.num_layers)
+    counts = [session.store.layer(layer)["num_experts"] for layer in layers]
+    session.hint([(a, b, 1.0, math.inf) for a in layers for b in range(counts[a])])
+    while any(slot[0] != "ready" for pool in session.residency() for slot in pool):
+        time.sleep(0.02)
+
+
 def main() -> None:
     checkpoint, device_memory, new_tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])
     headroom = int(sys.argv[4]) if len(sys.argv) > 4 else 0
@@ -93,6 +103,8 @@ def main() -> None:
     )
     loaded = read_bytes()
     first = model.sluice.stats()
+    if device_memory == "100%":
+        fill(model.sluice)
     ids = torch.randint(4, 256, (1, 256), generator=torch.Generator().manual_seed(0))
     start = time.monotonic()
     out = model.generate(

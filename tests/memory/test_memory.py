@@ -98,7 +98,7 @@ def test_two_budgets_differ_by_their_bytes_and_the_kernel_confirms_the_reads(
     for one in (small, large):
         assert one["peak_resident_bytes"] <= one["budget_bytes"]
         assert one["read_bytes"] == pytest.approx(one["bytes_read"], rel=0.01)
-    # Slots are written when an expert first comes: the prompt is long enough to bring them all.
+    # Slots are written when an expert first comes: at 100 % the child brings them all.
     assert large["peak_resident_bytes"] == large["budget_bytes"]
     difference = large["budget_bytes"] - small["budget_bytes"]
     assert large["peak_rss_anon"] - small["peak_rss_anon"] == pytest.approx(difference, rel=0.05)

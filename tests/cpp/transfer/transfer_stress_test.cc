@@ -27,7 +27,7 @@ constexpr std::int32_t kSlots = 8;
 constexpr std::int32_t kChunks = 3;
 constexpr int kDepth = 4;
 constexpr int kCallers = 3;
-constexpr int kRounds = 1000;
+constexpr int kRounds = 300;
 
 /// A link of `kDepth` threads, as a reader pool has them; every fiftieth chunk fails.
 class ThreadedLink final : public Link {
@@ -223,7 +223,7 @@ class Stress {
         default:
           (void)load(key, SlotCache::Purpose::kHint);
       }
-      std::this_thread::sleep_for(std::chrono::microseconds(300));
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   }
 
@@ -234,7 +234,7 @@ class Stress {
   template <class Done>
   void wait_until(Done done) EXCLUDES(waiting_) {
     MutexLock lock(waiting_);
-    while (!done()) resolved_.wait(waiting_);
+    while (!done()) resolved_.wait_for(waiting_, std::chrono::milliseconds(1));
   }
 
   SteadyClock clock_;

@@ -71,7 +71,9 @@ class SluiceArm(Arm):
         return self.pack, [places[f"layers.{a}.experts.{b}"] for a, b in keys]
 
     def config(self) -> dict[str, Any]:
-        return {"mode": self.mode, **self.settings}
+        # A pack is named, not placed: no path of a machine enters a row.
+        pack = Path(self.pack).name if self.pack else "none"
+        return {"mode": self.mode, **self.settings, "pack": pack}
 
     def close(self) -> None:
         if self.model is not None:

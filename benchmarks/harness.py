@@ -101,6 +101,7 @@ def row(
     data: dict[str, Any],
     counters: dict[str, Any] | None = None,
     limit: dict[str, Any] | None = None,
+    memory: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """One result with its passport (measuring rules: README.md of this folder)."""
     revision, dirty = commit()
@@ -126,7 +127,7 @@ def row(
         "correct": correct,
         "counters": counters or {},
         "limit": limit or {},
-        "memory": resident_set_bytes(),
+        "memory": {**resident_set_bytes(), **(memory or {})},
         "data": data,
         "commit": revision,
         "dirty": dirty,

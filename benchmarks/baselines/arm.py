@@ -12,6 +12,7 @@ import torch
 
 from checkpoints import DTYPES
 from routing import Replay
+from sluice import _core
 
 
 @dataclass
@@ -33,6 +34,17 @@ class Sample:
     def decode_s(self) -> float:
         """Seconds per token after the first."""
         return sum(self.token_s) / max(1, len(self.token_s))
+
+
+def expert_bytes(checkpoint: Path) -> int:
+    """Bytes of every tensor below an `experts` module."""
+    headers = [_core.read_safetensors_header(str(p)) for p in checkpoint.glob("*.safetensors")]
+    return sum(
+        size
+        for header in headers
+        for name, _, _, _, size in header["tensors"]
+        if ".experts." in name
+    )
 
 
 class Arm(ABC):
@@ -66,6 +78,12 @@ class Arm(ABC):
     def counters(self) -> dict[str, Any]:
         """Monotonic counters; a sample keeps their difference."""
         return {}
+
+    def memory(self) -> dict[str, int]:
+        """Expert bytes that the arm was granted and, at most, held; bytes of the files it reads
+        them from. Without a bound both are every expert's."""
+        held = expert_bytes(self.checkpoint)
+        return {"expert_bytes_granted": held, "expert_bytes_used": held, "file_bytes": 0}
 
     def config(self) -> dict[str, Any]:
         """Settings for the row."""

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from baselines.sluice_arm import SluiceArm
+from sluice import _core
 
 FEW_TOKENS = 8  # kFewTokens of kernels/expert_decode.h
 
@@ -26,6 +27,7 @@ class LruExperts(nn.Module):
         self.layer = layer
         self.info = store.layer(layer)
         self.gate = gate
+        self.parallel = _core.Parallel()
         self.capacity = capacity
         self.resident: OrderedDict[int, torch.Tensor] = OrderedDict()
         self.misses = 0
@@ -64,8 +66,6 @@ class LruExperts(nn.Module):
 
     def multiply(self, buffer: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """One expert's rows, fp32. Plain layouts without biases only."""
-        from sluice import _core
-
         inter, width = self.info["intermediate"], self.info["hidden"]
         start = buffer.data_ptr() + (-buffer.data_ptr() % 64)
         w13_bytes = 2 * inter * width * x.element_size()
@@ -75,16 +75,14 @@ class LruExperts(nn.Module):
             out = torch.empty(x.shape[0], width)
             names = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
             _core.expert_decode(
+                self.parallel,
                 "",
                 self.info["dtype"],
                 names[x.dtype],
                 width,
                 inter,
                 self.gate,
-                start,
-                start + w2_offset,
-                0,
-                0,
+                [(start, start + w2_offset, 0, 0)],
                 inputs.data_ptr(),
                 out.data_ptr(),
                 x.shape[0],
@@ -121,6 +119,14 @@ class LruDemandArm(SluiceArm):
             model.set_submodule(name, site)
             self.sites.append(site)
         return model
+
+    def memory(self) -> dict[str, int]:
+        slots = [(s.capacity, len(s.resident), s.info["slot_bytes"]) for s in self.sites]
+        return {
+            **super().memory(),
+            "expert_bytes_granted": sum(capacity * size for capacity, _, size in slots),
+            "expert_bytes_used": sum(held * size for _, held, size in slots),
+        }
 
     def counters(self) -> dict[str, Any]:
         return {

@@ -5,8 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import sluice
 from baselines.arm import Arm
 from machine import bench_dir
+from sluice import _core
+from sluice.pack import make_pack
 
 
 class SluiceArm(Arm):
@@ -31,14 +34,10 @@ class SluiceArm(Arm):
     def load(self) -> Any:
         from transformers import AutoModelForCausalLM
 
-        import sluice
-
         if self.variant in {"pack", "warm"}:
             path = bench_dir() / self.checkpoint.name / "experts.sluice.safetensors"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                from sluice.pack import make_pack
-
                 make_pack(self.checkpoint, out=path)
             self.pack = str(path)
         budget = self.scenario.get("budget", {})
@@ -56,13 +55,25 @@ class SluiceArm(Arm):
         )
         return model.eval()
 
+    def setup(self) -> None:
+        super().setup()
+        if self.share == 1.0:
+            fill(self.model.sluice)
+
     def counters(self) -> dict[str, Any]:
         return self.model.sluice.stats().to_dict()
 
+    def memory(self) -> dict[str, int]:
+        stats = self.model.sluice.stats()
+        files = [Path(self.pack)] if self.pack else list(self.checkpoint.glob("*.safetensors"))
+        return {
+            "expert_bytes_granted": stats.budget_bytes,
+            "expert_bytes_used": stats.peak_resident_bytes,
+            "file_bytes": sum(path.stat().st_size for path in files),
+        }
+
     def demand_extents(self, since_s: float) -> tuple[str, list[tuple[int, int]]]:
         """The pack, and the file extents (offset, bytes) of the demands that began since then."""
-        from sluice import _core
-
         assert self.pack is not None
         tensors = _core.read_safetensors_header(self.pack)["tensors"]
         places = {name: (offset, size) for name, _, _, offset, size in tensors}
@@ -93,5 +104,5 @@ def fill(session: Any) -> None:
     deadline = time.monotonic() + 120
     while any(slot[0] != "ready" for pool in session.residency() for slot in pool):
         if time.monotonic() > deadline:
-            raise RuntimeError("resident-sluice: not every expert became resident in two minutes")
+            raise RuntimeError("sluice: not every expert became resident in two minutes")
         time.sleep(0.05)

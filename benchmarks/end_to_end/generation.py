@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+import sluice
 from baselines import Arm, Sample, SluiceArm, make_arm
 from checkpoints import checkpoint
 from harness import alternate, logits_tolerance, row
 from routing import Routes, recorded, sticky
+from sluice import _core, reference
 
 
 def routes_of(scenario: dict[str, Any]) -> Routes | None:
@@ -47,8 +49,6 @@ def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
 def model_folder(scenario: dict[str, Any]) -> Path:
     model = scenario["model"]
     if model.get("weights") == "trained":
-        import sluice
-
         return Path(sluice.reference_model())
     return checkpoint(model)
 
@@ -57,13 +57,10 @@ def reference_prompts() -> list[torch.Tensor]:
     """The shipped model's prompts, one a task, as token ids [1, P]."""
     from transformers import AutoTokenizer
 
-    import sluice
-    from sluice.reference import reference_prompts as shipped
-
     tokenizer = AutoTokenizer.from_pretrained(sluice.reference_model())
     return [
         tokenizer(p.text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        for p in shipped()
+        for p in reference.reference_prompts()
     ]
 
 
@@ -97,12 +94,19 @@ def measure(
 
     verdicts = check(arms, sample, last)
     totals: dict[str, dict[str, float]] = {name: {} for name in arms}
+    disks = {
+        name: DemandReads(arm)
+        for name, arm in arms.items()
+        if type(arm) is SluiceArm and arm.variant == "pack"  # not the LRU arm, which derives
+    }
 
     def timed(name: str) -> Any:
         def one(index: int) -> float:
             value = sample(name, index)
             for key, number in last[name].counters.items():
                 totals[name][key] = totals[name].get(key, 0) + number
+            if name in disks:
+                disks[name].after(last[name])
             return value
 
         return one
@@ -135,45 +139,61 @@ def measure(
                 correct=verdicts[name],
                 config=arms[name].config(),
                 counters={"per": "decoded token" if phase == "decode" else "prompt", **counters},
-                limit=disk_limit(arms[name], last[name], statistics.median(samples), resident_s),
+                limit=disks[name].limit(statistics.median(samples), resident_s)
+                if name in disks
+                else {},
+                memory=arms[name].memory(),
                 data=data,
             )
         )
     return rows
 
 
-def disk_limit(
-    arm: Arm, sample: Sample, token_s: float, resident_s: float | None
-) -> dict[str, float]:
-    """What the disk allows a sluice arm that reads directly from a pack.
+class DemandReads:
+    """How fast one arm's demanded bytes came, beside what the disk gave at that time.
 
-    A read loop over the very extents that the last generation demanded, at the same depth and
-    chunk, gives the rate that bytes could have had; `achieved` is the rate that demands had while
-    any was in flight over it, and `token_bound_s` is demanded bytes over that rate plus the token's
-    time with everything resident.
+    Behind each sample a read loop goes over the extents that the arm's sample *before* demanded, at
+    the same depth and chunk: behind those of the sample just taken it would read what some cache
+    below the file system still holds.
     """
-    if not isinstance(arm, SluiceArm) or arm.variant != "pack" or resident_s is None:
-        return {}
-    from sluice import _core
 
-    pack, extents = arm.demand_extents(sample.began_s)
-    if not extents or not sample.counters.get("demand_s"):
-        return {}
-    threads = arm.settings["io_threads"]
-    loop = statistics.median(
-        _core.disk_bandwidth_extents(pack, extents, 1 << 20, threads) for _ in range(3)
-    )
-    demand = sample.counters["bytes_read_demand"]
-    rate = demand / sample.counters["demand_s"]
-    per_token = demand / max(1, len(sample.token_s))
-    bound = per_token / loop + resident_s
-    return {
-        "read_loop_bytes_s": loop,
-        "demand_bytes_s": rate,
-        "achieved": rate / loop,
-        "token_bound_s": bound,
-        "token_over_bound": token_s / bound,
-    }
+    def __init__(self, arm: SluiceArm) -> None:
+        self.arm = arm
+        self.extents: list[tuple[int, int]] = []
+        self.loops: list[float] = []  # bytes/s
+        self.ratios: list[float] = []  # demand rate of a sample over the loop behind it
+        self.rates: list[float] = []
+        self.bytes_per_token: list[float] = []
+
+    def after(self, sample: Sample) -> None:
+        pack, extents = self.arm.demand_extents(sample.began_s)
+        demand, seconds = (sample.counters[k] for k in ("bytes_read_demand", "demand_s"))
+        self.bytes_per_token.append(demand / max(1, len(sample.token_s)))
+        if self.extents and seconds:
+            settings = self.arm.model.sluice.options
+            loop = _core.disk_bandwidth_extents(
+                pack, self.extents, settings.chunk_bytes_as_int(), settings.io_threads
+            )
+            self.loops.append(loop)
+            self.rates.append(demand / seconds)
+            self.ratios.append(demand / seconds / loop)
+        self.extents = extents
+
+    def limit(self, token_s: float, resident_s: float | None) -> dict[str, float]:
+        """`achieved` is the rate that demands had while any was in flight over the loop's;
+        `token_bound_s` is demanded bytes over the loop's rate plus the token's time with everything
+        resident."""
+        if not self.ratios or resident_s is None:
+            return {}
+        loop = statistics.median(self.loops)
+        bound = statistics.median(self.bytes_per_token) / loop + resident_s
+        return {
+            "read_loop_bytes_s": loop,
+            "demand_bytes_s": statistics.median(self.rates),
+            "achieved": statistics.median(self.ratios),
+            "token_bound_s": bound,
+            "token_over_bound": token_s / bound,
+        }
 
 
 def check(arms: dict[str, Arm], sample: Any, last: dict[str, Sample]) -> dict[str, str]:

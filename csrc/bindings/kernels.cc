@@ -2,12 +2,15 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "base/log_ring.h"
+#include "base/mutex.h"
 #include "bindings/bindings.h"
 #include "bindings/torch_bridge.h"
 #include "cache/policy.h"
@@ -45,11 +48,27 @@ std::vector<std::string> gate_names() {
   return names;
 }
 
-void decode_expert(const std::string& isa, const std::string& weights_dtype,
-                   const std::string& activations, std::int64_t hidden, std::int64_t intermediate,
-                   const py::dict& gate, std::uint64_t w13, std::uint64_t w2, std::uint64_t b13,
-                   std::uint64_t b2, std::uint64_t inputs, std::uint64_t outputs,
-                   std::int32_t num_tokens) {
+/// A pool that Python holds: kernels called one by one should not pay for making one each.
+struct Parallel {
+  std::unique_ptr<ParallelFor> pool;
+  Mutex mu = {};  // one run at a time per pool
+};
+
+std::unique_ptr<Parallel> open_parallel(const std::string& kind) {
+  require<ConfigError>(kind == "default" || kind == "own", [&] {
+    return "kind: got '" + kind +
+           "', expected default (torch's pool where _ops is bound) or own";
+  });
+  return std::make_unique<Parallel>(kind == "own" ? make_thread_pool(affinity_threads())
+                                                  : make_parallel());
+}
+
+using ExpertAddresses = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
+
+void decode_experts(Parallel& parallel, const std::string& isa, const std::string& weights_dtype,
+                    const std::string& activations, std::int64_t hidden, std::int64_t intermediate,
+                    const py::dict& gate, const std::vector<ExpertAddresses>& experts,
+                    std::uint64_t inputs, std::uint64_t outputs, std::int32_t num_tokens) {
   require<ConfigError>(num_tokens >= 1 && num_tokens <= kFewTokens, [&] {
     return "num_tokens: got " + std::to_string(num_tokens) + ", expected 1 to " +
            std::to_string(kFewTokens);
@@ -68,21 +87,32 @@ void decode_expert(const std::string& isa, const std::string& weights_dtype,
   const auto* in = reinterpret_cast<const float*>(address_of(inputs, 1));
   auto* out = reinterpret_cast<float*>(address_of(outputs, 1));
   std::array<const float*, kFewTokens> input_rows{};
-  std::array<float*, kFewTokens> output_rows{};
   for (std::int32_t token = 0; token < num_tokens; ++token) {
     input_rows[static_cast<std::size_t>(token)] = in + token * hidden;
-    output_rows[static_cast<std::size_t>(token)] = out + token * hidden;
   }
-  const ExpertWork work{.weights = {.w13 = address_of(w13, 1),
-                                    .w2 = address_of(w2, 1),
-                                    .b13 = reinterpret_cast<const float*>(b13),
-                                    .b2 = reinterpret_cast<const float*>(b2)},
-                        .inputs = input_rows.data(),
-                        .outputs = output_rows.data(),
-                        .num_tokens = num_tokens};
+  std::vector<float*> output_rows(experts.size() * static_cast<std::size_t>(num_tokens));
+  for (float*& each : output_rows) {
+    each = out;
+    out += hidden;
+  }
+  std::vector<ExpertWork> works;
+  works.reserve(experts.size());
+  for (const auto& [w13, w2, b13, b2] : experts) {
+    works.push_back({.weights = {.w13 = address_of(w13, 1),
+                                 .w2 = address_of(w2, 1),
+                                 .b13 = reinterpret_cast<const float*>(b13),
+                                 .b2 = reinterpret_cast<const float*>(b2)},
+                     .inputs = input_rows.data(),
+                     .outputs = output_rows.data() +
+                                works.size() * static_cast<std::size_t>(num_tokens),
+                     .num_tokens = num_tokens});
+  }
+  const auto total_tokens = static_cast<std::int64_t>(output_rows.size());
   const py::gil_scoped_release no_gil;
-  std::vector<float> scratch(static_cast<std::size_t>(expert_decode_scratch(problem, num_tokens)));
-  expert_decode(tier, problem, {&work, 1}, scratch.data(), *make_parallel());
+  std::vector<float> scratch(
+      static_cast<std::size_t>(expert_decode_scratch(problem, total_tokens)));
+  const MutexLock lock(parallel.mu);
+  expert_decode(tier, problem, works, scratch.data(), *parallel.pool);
 }
 
 /// (steady-clock seconds, logging's level, text), oldest first.
@@ -95,8 +125,9 @@ py::list drained_log() {
   return out;
 }
 
-double memory_rate(std::uint64_t address, std::uint64_t nbytes, int repeats) {
-  return read_bandwidth(address_of(address, nbytes), nbytes, repeats, *make_parallel());
+double memory_rate(Parallel& parallel, std::uint64_t address, std::uint64_t nbytes, int repeats) {
+  const MutexLock lock(parallel.mu);
+  return read_bandwidth(address_of(address, nbytes), nbytes, repeats, *parallel.pool);
 }
 
 double disk_rate(const std::string& path, std::uint64_t offset, std::uint64_t nbytes,
@@ -122,13 +153,17 @@ void bind_kernels(py::module_& m) {
   m.def("drain_log", &drained_log, "Takes the core's log: (time_s, level, text), oldest first.");
   m.def("policy_names", &policy_names);
   m.def("gate_names", &gate_names);
-  m.def("expert_decode", &decode_expert, py::arg("isa"), py::arg("weights_dtype"),
-        py::arg("activations"), py::arg("hidden"), py::arg("intermediate"), py::arg("gate"),
-        py::arg("w13"), py::arg("w2"), py::arg("b13"), py::arg("b2"), py::arg("inputs"),
+  py::class_<Parallel>(m, "Parallel", "Threads of kernels that are called one by one.")
+      .def(py::init(&open_parallel), py::arg("kind") = "default")
+      .def_property_readonly("num_threads",
+                             [](const Parallel& self) { return self.pool->num_threads(); });
+  m.def("expert_decode", &decode_experts, py::arg("parallel"), py::arg("isa"),
+        py::arg("weights_dtype"), py::arg("activations"), py::arg("hidden"),
+        py::arg("intermediate"), py::arg("gate"), py::arg("experts"), py::arg("inputs"),
         py::arg("outputs"), py::arg("num_tokens"),
-        "One expert of the few-token kernel on raw pointers, for tests and micro-benchmarks.");
-  m.def("read_bandwidth", &memory_rate, py::arg("address"), py::arg("nbytes"), py::arg("repeats"),
-        WithoutGil(), "Bytes/s of the read loop over memory, all threads.");
+        "One call of the few-token kernel on raw pointers.");
+  m.def("read_bandwidth", &memory_rate, py::arg("parallel"), py::arg("address"), py::arg("nbytes"),
+        py::arg("repeats"), WithoutGil(), "Bytes/s of the read loop over memory.");
   m.def("disk_bandwidth", &disk_rate, py::arg("path"), py::arg("offset"), py::arg("nbytes"),
         py::arg("chunk_bytes"), py::arg("threads"), WithoutGil(),
         "Bytes/s of O_DIRECT reads of a file range, `threads` deep.");

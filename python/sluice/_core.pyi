@@ -208,26 +208,34 @@ def set_python_gemm(fn: Callable[[str, int, int, int, int, int, int, int], None]
 def num_threads() -> int:
     """Threads that kernels use now."""
 
+class Parallel:
+    """Threads of kernels that are called one by one: "default" is torch's pool where `_ops` is
+    bound, else (and for "own") one of the core's own. One call at a time."""
+
+    def __init__(self, kind: str = "default") -> None: ...
+    @property
+    def num_threads(self) -> int: ...
+
 def expert_decode(
+    parallel: Parallel,
     isa: str,
     weights_dtype: str,
     activations: str,
     hidden: int,
     intermediate: int,
     gate: dict[str, Any],
-    w13: int,
-    w2: int,
-    b13: int,
-    b2: int,
+    experts: Sequence[tuple[int, int, int, int]],
     inputs: int,
     outputs: int,
     num_tokens: int,
 ) -> None:
-    """One expert of the few-token kernel on raw pointers (f32 inputs and outputs), for tests and
-    micro-benchmarks; isa "" = the machine's best."""
+    """One call of the few-token kernel on raw pointers, for tests and micro-benchmarks.
 
-def read_bandwidth(address: int, nbytes: int, repeats: int) -> float:
-    """Bytes/s of the read loop over memory, all threads."""
+    Shapes: inputs `[num_tokens, hidden]`, outputs `[experts, num_tokens, hidden]`, both f32. An
+    expert is (w13, w2, b13, b2), 0 for a bias that it lacks; isa "" = the machine's best."""
+
+def read_bandwidth(parallel: Parallel, address: int, nbytes: int, repeats: int) -> float:
+    """Bytes/s of the read loop over memory."""
 
 def disk_bandwidth(path: str, offset: int, nbytes: int, chunk_bytes: int, threads: int) -> float:
     """Bytes/s of O_DIRECT reads of a file range, `threads` deep."""

@@ -67,7 +67,9 @@ def measure(
             progress(done, steps)
 
     block = torch.ones(_MEMORY_BYTES // 4, dtype=torch.int32)
-    memory = _core.read_bandwidth(block.data_ptr(), _MEMORY_BYTES, 16 if full else 4)
+    memory = _core.read_bandwidth(
+        _core.Parallel(), block.data_ptr(), _MEMORY_BYTES, 16 if full else 4
+    )
     del block
     advance()
     disk: dict[str, float] = {}

@@ -127,6 +127,7 @@ def _ours(
     address = {name: base + ranges[name][0] if name in ranges else 0 for name in _SECTIONS}
     out = torch.empty_like(hidden)
     _core.expert_decode(
+        _core.Parallel(),
         "",
         stored,
         "F32",
@@ -138,10 +139,7 @@ def _ours(
             "alpha": gate.alpha,
             "limit": gate.limit,
         },
-        address["w13"],
-        address["w2"],
-        address["b13"],
-        address["b2"],
+        [(address["w13"], address["w2"], address["b13"], address["b2"])],
         hidden.data_ptr(),
         out.data_ptr(),
         hidden.shape[0],

@@ -134,7 +134,7 @@ SLUICE_ENTRY void dot_rows(const DotRowsArgs& args) {
        turn.num_tokens -= 4, turn.x += 4, turn.out += 4) {
     switch (turn.num_tokens) {
       case 1:
-        dot_rows_of<Load, 1, 1, 1024>(turn);
+        dot_rows_of<Load, 1, 1, 4096>(turn);
         break;
       case 2:
         dot_rows_of<Load, 2, 1, 8192>(turn);

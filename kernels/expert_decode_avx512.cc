@@ -3,11 +3,13 @@
 // Mapping: one zmm holds the 16 partial sums of one (row, token). A step takes 32 columns of a row,
 // one line of bf16 or fp16, two of fp32. One or two tokens: row by row, the single stream that a
 // prefetcher follows at the full rate. More: rows run together, so that the activations, which then
-// fill L1, are read once for all of them.
+// fill L1 (and more than it, at eight tokens), are read once for all of them.
 // Traffic: every weight once. Lines ahead are prefetched into L2; into L1 they would wait for its
-// few miss buffers. Rows together and distance, by tokens: the best of {1, 2, 3, 4, 8} rows x
-// {none, 1 … 32 KiB} for bf16 rows of 2048 and 1408 columns on one EPYC 9004 core: 0.97, 0.90, 0.91
-// and 0.64 of a read loop's rate for 1 to 4 tokens at 2048 (two rows at one token: 0.75).
+// few miss buffers. Rows together and distance were chosen by sluice_kernel_bench at bf16 rows of
+// 2048 and 1408 columns. Of a read loop's rate, 1 to 8 tokens, two cores of a Xeon with AMX: 1.09,
+// 1.03, 0.98, 0.95, 0.91, 0.86, 0.81, 0.72 (one token at a distance of 1 KiB: 0.82; five to eight
+// as two passes over rows in L2: 0.66); one core of an EPYC 9004: 0.97, 0.90, 0.91, 0.64 for 1 to 4
+// (one token at 1 KiB; two rows at one token: 0.75).
 // Numerics: expert_decode.h; a missing column is a zero in both operands.
 #if defined(__x86_64__)
 
@@ -139,22 +141,23 @@ SLUICE_TIER void dot_rows_of(const DotRowsArgs& args) {
 
 template <class Load>
 SLUICE_ENTRY void dot_rows(const DotRowsArgs& args) {
-  // More than four tokens take turns over the same rows, which are in L2 by then.
-  for (DotRowsArgs turn = args; turn.num_tokens > 0;
-       turn.num_tokens -= 4, turn.x += 4, turn.out += 4) {
-    switch (turn.num_tokens) {
-      case 1:
-        dot_rows_of<Load, 1, 1, 1024>(turn);
-        break;
-      case 2:
-        dot_rows_of<Load, 2, 1, 8192>(turn);
-        break;
-      case 3:
-        dot_rows_of<Load, 3, 2, 16384>(turn);
-        break;
-      default:
-        dot_rows_of<Load, 4, 4, 16384>(turn);
-    }
+  switch (args.num_tokens) {
+    case 1:
+      return dot_rows_of<Load, 1, 1, 4096>(args);
+    case 2:
+      return dot_rows_of<Load, 2, 1, 8192>(args);
+    case 3:
+      return dot_rows_of<Load, 3, 2, 16384>(args);
+    case 4:
+      return dot_rows_of<Load, 4, 4, 16384>(args);
+    case 5:
+      return dot_rows_of<Load, 5, 3, 16384>(args);
+    case 6:
+      return dot_rows_of<Load, 6, 3, 16384>(args);
+    case 7:
+      return dot_rows_of<Load, 7, 3, 16384>(args);
+    default:
+      return dot_rows_of<Load, 8, 3, 16384>(args);
   }
 }
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "base/mutex.h"
+#include "base/fork_mutex.h"
 
 namespace sluice {
 
@@ -44,7 +44,7 @@ class LogRing {
 
  private:
   const std::size_t capacity_;
-  mutable Mutex mu_;
+  mutable ForkMutex mu_;
   std::vector<LogRecord> records_ GUARDED_BY(mu_);
   std::size_t first_ GUARDED_BY(mu_) = 0;
   std::size_t count_ GUARDED_BY(mu_) = 0;

@@ -56,9 +56,13 @@ class CondVar {
   /// Returns after a notification or about `timeout` later, whichever is first.
   void wait_for(Mutex& mutex, std::chrono::nanoseconds timeout) REQUIRES(mutex) {
     std::unique_lock<std::mutex> lock(mutex.native(), std::adopt_lock);
-    // A wait on the system clock: the steady one uses pthread_cond_clockwait, which gcc 12's
-    // thread sanitizer does not know and reports as a double lock.
+#if defined(__SANITIZE_THREAD__)
+    // gcc 12's thread sanitizer does not know pthread_cond_clockwait, by which one waits on the
+    // steady clock, and reports a double lock.
     cv_.wait_until(lock, std::chrono::system_clock::now() + timeout);
+#else
+    cv_.wait_for(lock, timeout);
+#endif
     lock.release();
   }
   void notify_one() noexcept { cv_.notify_one(); }

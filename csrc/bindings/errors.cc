@@ -31,11 +31,16 @@ PyObject* make_class(py::module_& m, const char* name, const char* doc, PyObject
   return made;
 }
 
+void set_error(PyObject* raised_class, const char* what) {
+  PyErr_SetObject(raised_class, text_of(what).ptr());
+}
+
 void set_io_error(const IoError& error) {
-  const py::object raised = py::reinterpret_borrow<py::object>(classes.io)(error.what());
+  const py::object raised = py::reinterpret_borrow<py::object>(classes.io)(text_of(error.what()));
   raised.attr("errno") = error.error_number() == 0 ? py::object(py::none())
                                                    : py::object(py::int_(error.error_number()));
-  raised.attr("path") = error.path();
+  raised.attr("path") =
+      py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefault(error.path().c_str()));
   raised.attr("offset") = error.offset();
   PyErr_SetObject(classes.io, raised.ptr());
 }
@@ -47,21 +52,21 @@ bool try_set(const std::exception_ptr& error) {
   } catch (py::error_already_set& python_error) {
     python_error.restore();
   } catch (const ConfigError& e) {
-    PyErr_SetString(classes.config, e.what());
+    set_error(classes.config, e.what());
   } catch (const CheckpointError& e) {
-    PyErr_SetString(classes.checkpoint, e.what());
+    set_error(classes.checkpoint, e.what());
   } catch (const IoError& e) {
     set_io_error(e);
   } catch (const CapacityError& e) {
-    PyErr_SetString(classes.capacity, e.what());
+    set_error(classes.capacity, e.what());
   } catch (const DeviceError& e) {
-    PyErr_SetString(classes.device, e.what());
+    set_error(classes.device, e.what());
   } catch (const InternalError& e) {
-    PyErr_SetString(classes.internal, e.what());
+    set_error(classes.internal, e.what());
   } catch (const Interrupted&) {
     PyErr_SetNone(PyExc_KeyboardInterrupt);
   } catch (const Error& e) {
-    PyErr_SetString(classes.base, e.what());
+    set_error(classes.base, e.what());
   } catch (...) {
     return false;
   }
@@ -70,6 +75,11 @@ bool try_set(const std::exception_ptr& error) {
 
 }  // namespace
 
+py::str text_of(std::string_view text) {
+  return py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "backslashreplace"));
+}
+
 void set_python_error(const std::exception_ptr& error) {
   if (try_set(error)) return;
   try {
@@ -77,9 +87,9 @@ void set_python_error(const std::exception_ptr& error) {
   } catch (const std::bad_alloc&) {
     PyErr_SetString(PyExc_MemoryError, "sluice: an allocation was refused");
   } catch (const std::exception& e) {
-    PyErr_SetString(classes.internal, e.what());
+    set_error(classes.internal, e.what());
   } catch (...) {
-    PyErr_SetString(classes.internal, "sluice: an exception of an unknown type");
+    set_error(classes.internal, "sluice: an exception of an unknown type");
   }
 }
 

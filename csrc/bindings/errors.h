@@ -3,8 +3,12 @@
 #include <pybind11/pybind11.h>
 
 #include <exception>
+#include <string_view>
 
 namespace sluice::bindings {
+
+/// Text for a person, whatever bytes are in it: a path or a cut name need not be UTF-8.
+[[nodiscard]] pybind11::str text_of(std::string_view text);
 
 /// Sets the Python error that `error` stands for: the class of the same name, with its attributes;
 /// a Python exception that passed through C++ comes back as it was, traceback included.

@@ -12,6 +12,7 @@
 #include "base/log_ring.h"
 #include "base/mutex.h"
 #include "bindings/bindings.h"
+#include "bindings/errors.h"
 #include "bindings/torch_bridge.h"
 #include "cache/policy.h"
 #include "kernels/bandwidth.h"
@@ -56,8 +57,7 @@ struct Parallel {
 
 std::unique_ptr<Parallel> open_parallel(const std::string& kind) {
   require<ConfigError>(kind == "default" || kind == "own", [&] {
-    return "kind: got '" + kind +
-           "', expected default (torch's pool where _ops is bound) or own";
+    return "kind: got '" + kind + "', expected default (torch's pool where _ops is bound) or own";
   });
   return std::make_unique<Parallel>(kind == "own" ? make_thread_pool(affinity_threads())
                                                   : make_parallel());
@@ -98,14 +98,14 @@ void decode_experts(Parallel& parallel, const std::string& isa, const std::strin
   std::vector<ExpertWork> works;
   works.reserve(experts.size());
   for (const auto& [w13, w2, b13, b2] : experts) {
-    works.push_back({.weights = {.w13 = address_of(w13, 1),
-                                 .w2 = address_of(w2, 1),
-                                 .b13 = reinterpret_cast<const float*>(b13),
-                                 .b2 = reinterpret_cast<const float*>(b2)},
-                     .inputs = input_rows.data(),
-                     .outputs = output_rows.data() +
-                                works.size() * static_cast<std::size_t>(num_tokens),
-                     .num_tokens = num_tokens});
+    works.push_back(
+        {.weights = {.w13 = address_of(w13, 1),
+                     .w2 = address_of(w2, 1),
+                     .b13 = reinterpret_cast<const float*>(b13),
+                     .b2 = reinterpret_cast<const float*>(b2)},
+         .inputs = input_rows.data(),
+         .outputs = output_rows.data() + works.size() * static_cast<std::size_t>(num_tokens),
+         .num_tokens = num_tokens});
   }
   const auto total_tokens = static_cast<std::int64_t>(output_rows.size());
   const py::gil_scoped_release no_gil;
@@ -120,7 +120,7 @@ py::list drained_log() {
   py::list out;
   for (const LogRecord& record : log_ring().drain()) {
     out.append(py::make_tuple(static_cast<double>(record.time) * 1e-9,
-                              static_cast<int>(record.level), record.text));
+                              static_cast<int>(record.level), text_of(record.text)));
   }
   return out;
 }

@@ -21,6 +21,12 @@ class Writer {
  public:
   Writer(std::string path, PackManifest manifest, bool fresh)
       : writer_(std::make_unique<PackWriter>(std::move(path), std::move(manifest), fresh)) {}
+  ~Writer() {
+    const py::gil_scoped_release no_gil;  // an unfinished one writes what it has to the disk
+    close();
+  }
+  Writer(const Writer&) = delete;
+  Writer& operator=(const Writer&) = delete;
 
   [[nodiscard]] std::int64_t resumed_experts() const { return open().resumed_experts(); }
   [[nodiscard]] std::int64_t num_experts() const { return open().num_experts(); }

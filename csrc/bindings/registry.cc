@@ -1,34 +1,26 @@
 #include "bindings/registry.h"
 
-#include <pthread.h>
-
 #include <exception>
 #include <map>
 #include <string>
 
 #include "base/error.h"
-#include "base/mutex.h"
+#include "base/fork_mutex.h"
+#include "base/log_ring.h"
 #include "bindings/session_state.h"
 
 namespace sluice::bindings {
 namespace {
 
 struct Registry {
-  Mutex mu;
+  ForkMutex mu;
   std::int64_t last GUARDED_BY(mu) = 0;
   std::map<std::int64_t, std::shared_ptr<SessionState>> sessions GUARDED_BY(mu);
 };
 
 /// Leaked on purpose: no session is destroyed by a static destructor, in the child of a fork least.
 Registry& registry() {
-  static Registry* const instance = [] {
-    auto* made = new Registry;
-    // A fork waits until no other thread is inside, so the child finds the lock in order.
-    pthread_atfork([]() NO_THREAD_SAFETY_ANALYSIS { registry().mu.lock(); },
-                   []() NO_THREAD_SAFETY_ANALYSIS { registry().mu.unlock(); },
-                   []() NO_THREAD_SAFETY_ANALYSIS { registry().mu.unlock(); });
-    return made;
-  }();
+  static Registry* const instance = new Registry;
   return *instance;
 }
 
@@ -74,7 +66,13 @@ void close_all_sessions() {
       entry = next;
     }
   }
-  for (auto& [handle, session] : taken) session->close();
+  for (auto& [handle, session] : taken) {
+    try {
+      session->close();
+    } catch (const std::exception& error) {  // the others are closed all the same
+      log_ring().log(LogLevel::kError, error.what());
+    }
+  }
 }
 
 std::int32_t forward_by_handle(const SluiceForwardCall& call) noexcept {

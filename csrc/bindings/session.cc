@@ -165,12 +165,12 @@ py::dict plan_of(std::uint64_t budget_bytes,
   return plan_view(plan_memory(budget_bytes, demands));
 }
 
-py::object taken_error(std::int64_t handle) {
-  const std::exception_ptr error = [&] {
-    const py::gil_scoped_release no_gil;
-    return take_error(handle);
-  }();
+py::object python_error(const std::exception_ptr& error) {
   return error == nullptr ? py::object(py::none()) : to_python_exception(error);
+}
+
+py::object taken_error(std::int64_t handle) {
+  return python_error(without_gil([&] { return take_error(handle); }));
 }
 
 }  // namespace
@@ -208,7 +208,16 @@ void bind_session(py::module_& m) {
       .def(
           "drain", [](const SessionHandle& s) { s.engine().drain(); }, WithoutGil())
       .def("close", &SessionHandle::close, WithoutGil())
-      .def_property_readonly("closed", &SessionHandle::closed);
+      .def_property_readonly("closed", &SessionHandle::closed)
+      .def_property_readonly(
+          "inside", [](const SessionHandle& s) { return s.engine().is_inside(); },
+          "Whether this thread is in a callback of one of its forwards.")
+      .def(
+          "take_error",
+          [](const SessionHandle& s) {
+            return python_error(without_gil([&] { return s.state().take_error(); }));
+          },
+          "As the function of that name; also of a session that was closed meanwhile.");
   m.def("take_error", &taken_error, py::arg("handle"),
         "The exception that the calling thread's last failed forward left; taken once.");
   m.def("forward", &forward, py::arg("handle"), py::arg("layer"), py::arg("num_tokens"),

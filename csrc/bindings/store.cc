@@ -48,9 +48,9 @@ class Builder {
   Builder(std::size_t chunk_bytes, const std::string& verify, bool direct, std::uint64_t read_rate)
       : builder_(store_options(chunk_bytes, verify, direct, read_rate)) {}
 
-  std::int32_t add_file(const std::string& path) {
+  std::int32_t add_file(const std::string& path, const std::string& identity) {
     ++num_files_;
-    return static_cast<std::int32_t>(builder_.add_file(path));
+    return static_cast<std::int32_t>(builder_.add_file(path, identity));
   }
 
   std::int32_t add_layer(std::string name, std::int32_t num_experts, const std::string& dtype,
@@ -132,6 +132,7 @@ py::dict header_to_dict(const std::string& path) {
   py::dict out;
   out["tensors"] = tensors;
   out["metadata"] = header.metadata;
+  out["identity"] = header.file;
   return out;
 }
 
@@ -230,7 +231,7 @@ void bind_store(py::module_& m) {
       .def(py::init<std::size_t, const std::string&, bool, std::uint64_t>(), py::kw_only(),
            py::arg("chunk_bytes") = kMiB, py::arg("verify") = "first", py::arg("direct") = true,
            py::arg("read_rate") = 0)
-      .def("add_file", &Builder::add_file, py::arg("path"))
+      .def("add_file", &Builder::add_file, py::arg("path"), py::arg("identity") = "")
       .def("add_layer", &Builder::add_layer, py::arg("name"), py::arg("num_experts"),
            py::arg("dtype"), py::arg("hidden"), py::arg("intermediate"), py::arg("gated"),
            py::arg("has_bias"))

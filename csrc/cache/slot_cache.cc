@@ -153,11 +153,6 @@ std::int32_t SlotCache::num_leases() const {
   return num_leases_;
 }
 
-std::int64_t SlotCache::num_evictions() const {
-  MutexLock lock(mu_);
-  return num_evictions_;
-}
-
 std::vector<SlotCache::SlotView> SlotCache::snapshot() const {
   MutexLock lock(mu_);
   return slots_;
@@ -192,7 +187,6 @@ void SlotCache::evict_locked(SlotIdx slot) {
   const ExpertKey key = view.key;
   slot_of_.erase(key);
   view = {};
-  ++num_evictions_;
   policy_->on_evict(key);
 }
 

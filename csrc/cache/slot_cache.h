@@ -86,8 +86,6 @@ class SlotCache {
 
   [[nodiscard]] std::int32_t num_slots() const noexcept { return num_slots_; }
   [[nodiscard]] std::int32_t num_leases() const EXCLUDES(mu_);
-  /// Ready experts that lost their slot since the cache was made.
-  [[nodiscard]] std::int64_t num_evictions() const EXCLUDES(mu_);
   struct SlotView {
     SlotState state = SlotState::kEmpty;
     ExpertKey key{};
@@ -117,7 +115,6 @@ class SlotCache {
   std::pmr::unordered_map<ExpertKey, SlotIdx> slot_of_ GUARDED_BY(mu_);
   std::vector<Candidate> candidates_ GUARDED_BY(mu_);  // scratch of one choice
   std::int32_t num_leases_ GUARDED_BY(mu_) = 0;
-  std::int64_t num_evictions_ GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace sluice

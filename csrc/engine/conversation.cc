@@ -61,21 +61,28 @@ Conversation::Conversation(std::shared_ptr<const ExpertStore> store, Device& dev
         try {
           finished(request, state, error, bytes_read);
         } catch (...) {
-          const MutexLock lock(mu_);
-          broken_ = std::current_exception();
-          ++epoch_;
-          ended_.notify_all();
+          break_down(std::current_exception());
         }
       });
   link_->set_landed(
       [this](std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read) {
-        const Nanos now = clock_.now();
-        transfer_->landed(token, std::move(error), bytes_read, now);
-        transfer_->step(now);
+        try {
+          transfer_->landed(token, std::move(error), bytes_read);
+          step();
+        } catch (...) {  // a reader's thread has nobody above it
+          break_down(std::current_exception());
+        }
       });
 }
 
 Conversation::~Conversation() { link_->close(); }
+
+void Conversation::break_down(std::exception_ptr error) {
+  const MutexLock lock(mu_);
+  if (!broken_) broken_ = std::move(error);
+  ++epoch_;
+  ended_.notify_all();
+}
 
 SlotPool& Conversation::pool_of(LayerIdx layer) const {
   const auto idx = class_of_layer_[static_cast<std::size_t>(to_int(layer))];

@@ -148,6 +148,9 @@ class Conversation {
   /// False when there is no room: the guess goes on waiting.
   [[nodiscard]] bool take_hint_locked(const Hint& hint, Nanos now) REQUIRES(mu_);
   void wait_until_idle() EXCLUDES(mu_);
+  /// What an exception on a thread that nobody waits for becomes: the running call's error, and
+  /// every later one's.
+  void break_down(std::exception_ptr error) EXCLUDES(mu_);
 
   const std::shared_ptr<const ExpertStore> store_;
   Device& device_;
@@ -171,7 +174,7 @@ class Conversation {
   std::int32_t hints_in_flight_ GUARDED_BY(mu_) = 0;  // loads that nobody has asked for
   std::int32_t unplaced_ GUARDED_BY(mu_) = 0;         // misses of the running call without a slot
   bool paused_ GUARDED_BY(mu_) = false;               // no guess starts: draining or closed
-  std::exception_ptr broken_ GUARDED_BY(mu_);         // an invariant failed on another thread
+  std::exception_ptr broken_ GUARDED_BY(mu_);         // what failed on another thread
 
   std::int64_t call_ GUARDED_BY(mu_) = 0;
   std::int64_t step_ GUARDED_BY(mu_) = 0;

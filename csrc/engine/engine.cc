@@ -198,6 +198,8 @@ std::vector<std::vector<SlotCache::SlotView>> Engine::residency() const {
   return impl_->conversation.residency();
 }
 
+bool Engine::is_inside() const { return !impl_->in_forked_child() && impl_->turn.is_mine(); }
+
 void Engine::drain() {
   Impl& impl = *impl_;
   if (impl.in_forked_child()) return;

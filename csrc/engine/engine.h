@@ -100,6 +100,8 @@ class Engine {
   [[nodiscard]] const Timeline& timeline() const noexcept;
   /// Slots of every size class, for the residency map.
   [[nodiscard]] std::vector<std::vector<SlotCache::SlotView>> residency() const;
+  /// Whether the calling thread is inside of a forward of this engine: in a callback, that is.
+  [[nodiscard]] bool is_inside() const;
   /// Waits until nothing is in flight: hints are cancelled, demands awaited.
   void drain();
   /// Idempotent. Running calls finish first; queued work is cancelled, reads in flight awaited;

@@ -2,6 +2,7 @@
 // change results, so each of them may be refused here at any time.
 #include <algorithm>
 #include <cmath>
+#include <new>
 
 #include "base/error.h"
 #include "engine/conversation.h"
@@ -74,12 +75,16 @@ bool Conversation::take_hint_locked(const Hint& hint, Nanos now) {
   }
   const std::int32_t num_layers = store_->num_layers();
   const bool next = to_int(hint.key.layer) == (to_int(layer_) + 1) % num_layers;
-  submit_locked(pool, std::get<SlotIdx>(begun),
-                {.key = hint.key,
-                 .priority = next ? Priority::kNextLayer : Priority::kFurtherAhead,
-                 .probability = hint.probability,
-                 .deadline = hint.deadline},
-                -1);
+  try {
+    submit_locked(pool, std::get<SlotIdx>(begun),
+                  {.key = hint.key,
+                   .priority = next ? Priority::kNextLayer : Priority::kFurtherAhead,
+                   .probability = hint.probability,
+                   .deadline = hint.deadline},
+                  -1);
+  } catch (const std::bad_alloc&) {
+    ++stats_.hints_dropped;
+  }
   return true;
 }
 

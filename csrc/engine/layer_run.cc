@@ -94,7 +94,12 @@ void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
     timed(SpanKind::kCombine, -1, args.num_tokens, [&] { parts_.compute.combine_rows(); });
   } catch (...) {
     for (Need& each : needs_) {
-      if (each.grant.lease) parts_.conversation.give_back(each.grant, args.layer);
+      if (!each.grant.lease) continue;
+      try {
+        parts_.conversation.give_back(each.grant, args.layer);
+      } catch (const DeviceError&) {  // the call ends by its own error, and all leases with it
+        each.grant = {};
+      }
     }
     landings_.clear();
     grants_.clear();

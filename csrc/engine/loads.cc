@@ -62,7 +62,16 @@ void Conversation::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest
   if (record.by_hint) ++hints_in_flight_;
   stats_.resident_bytes += pool.slot_bytes;
   stats_.peak_resident_bytes = std::max(stats_.peak_resident_bytes, stats_.resident_bytes);
-  (void)transfer_->submit(load, record.submitted_at);
+  try {
+    (void)transfer_->submit(load);
+  } catch (...) {  // no memory: a load that nobody carries would never end
+    pool.cache.fail_load(load.key);
+    --loads_in_flight_;
+    if (record.by_hint) --hints_in_flight_;
+    vacate_locked(pool, record);
+    record.last_use = load.last_use;
+    throw;
+  }
 }
 
 // An expert leaves its slot: evicted, or its load came to nothing.

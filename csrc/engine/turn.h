@@ -19,11 +19,22 @@ class Turn {
   /// Blocks until the turn is free; asks `interrupted` every 50 ms.
   /// Errors: Error when this thread has the turn; Interrupted.
   void take(const char* verb, const std::function<bool()>& interrupted) EXCLUDES(mu_) {
-    while (!take_within(verb, std::chrono::milliseconds(50))) {
-      if (interrupted && interrupted()) {
+    constexpr std::chrono::milliseconds kSlice{50};
+    auto asked_at = std::chrono::steady_clock::now();
+    while (!take_within(verb, kSlice)) {
+      // Woken but late: another thread was faster. Asking costs the GIL, so not each time.
+      const auto now = std::chrono::steady_clock::now();
+      if (!interrupted || now - asked_at < kSlice) continue;
+      asked_at = now;
+      if (interrupted()) {
         throw Interrupted(std::string(verb) + ": interrupted while another call runs");
       }
     }
+  }
+  /// Whether the calling thread has the turn.
+  [[nodiscard]] bool is_mine() EXCLUDES(mu_) {
+    const MutexLock lock(mu_);
+    return owner_ == std::this_thread::get_id();
   }
   void give() EXCLUDES(mu_) {
     const MutexLock lock(mu_);

@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "base/mutex.h"
+#include "base/fork_mutex.h"
 #include "store/chunk_plan.h"
 
 namespace sluice {
@@ -68,7 +68,7 @@ class Checksums {
   const std::vector<std::uint32_t> expected_;
   std::vector<std::size_t> first_chunk_;  ///< of each expert in `good_`; one more at the end
   std::unique_ptr<std::atomic<State>[]> states_;
-  Mutex mu_;
+  ForkMutex mu_;
   std::vector<std::uint32_t> good_ GUARDED_BY(mu_);  ///< per chunk, once its expert is proven
   std::vector<Load> loads_ GUARDED_BY(mu_);          ///< of unproven experts, and suspects
   std::vector<Load> spare_ GUARDED_BY(mu_);          ///< ended ones, for their memory

@@ -137,8 +137,9 @@ class ExpertStoreBuilder {
   ExpertStoreBuilder(const ExpertStoreBuilder&) = delete;
   ExpertStoreBuilder& operator=(const ExpertStoreBuilder&) = delete;
 
-  /// Opens a file for reading. Errors: IoError.
-  FileIdx add_file(const std::string& path);
+  /// Opens a file for reading; with an `identity`, as its header's reader saw it.
+  /// Errors: IoError; CheckpointError when the path names another file by now.
+  FileIdx add_file(const std::string& path, const std::string& identity = {});
   /// Takes one that is open already, for who has read its header.
   FileIdx add_file(ReadFile file);
   /// Errors: CheckpointError on sizes that are not positive or overflow.

@@ -64,8 +64,13 @@ ExpertStoreBuilder::ExpertStoreBuilder(ExpertStore::Options options) {
 
 ExpertStoreBuilder::~ExpertStoreBuilder() = default;
 
-FileIdx ExpertStoreBuilder::add_file(const std::string& path) {
-  return add_file(ReadFile(path, pending_->store->options.direct));
+FileIdx ExpertStoreBuilder::add_file(const std::string& path, const std::string& identity) {
+  ReadFile file(path, pending_->store->options.direct);
+  require<CheckpointError>(identity.empty() || identity == file.identity(), [&] {
+    return path + ": got another file than the one whose header was read (" + file.identity() +
+           ", expected " + identity + "); it was replaced meanwhile: load again";
+  });
+  return add_file(std::move(file));
 }
 
 FileIdx ExpertStoreBuilder::add_file(ReadFile file) {

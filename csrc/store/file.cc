@@ -73,6 +73,9 @@ ReadFile::ReadFile(const std::string& path, bool direct) : path_(path), direct_w
     throw IoError("open for reading: got something else, expected a regular file", path, 0, 0);
   }
   bytes_ = static_cast<std::uint64_t>(info.st_size);
+  identity_ = std::to_string(info.st_dev) + ":" + std::to_string(info.st_ino) + ":" +
+              std::to_string(info.st_size) + ":" + std::to_string(info.st_mtim.tv_sec) + "." +
+              std::to_string(info.st_mtim.tv_nsec);
   if (direct) direct_ = open_direct(path, info);
 }
 

@@ -38,6 +38,9 @@ class ReadFile {
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
   /// Its size when it was opened.
   [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
+  /// Device, inode, size and time of change when it was opened: whether a path was given another
+  /// file or other bytes since.
+  [[nodiscard]] const std::string& identity() const noexcept { return identity_; }
   [[nodiscard]] bool is_direct() const noexcept { return static_cast<bool>(direct_); }
 
   /// What reads cost; grows also when one throws.
@@ -59,6 +62,7 @@ class ReadFile {
  private:
   std::string path_;
   std::uint64_t bytes_ = 0;
+  std::string identity_;
   bool direct_wanted_ = true;
   FileDescriptor buffered_;
   FileDescriptor direct_;

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <thread>
 
-#include "base/mutex.h"
+#include "base/fork_mutex.h"
 
 namespace sluice {
 
@@ -39,7 +39,7 @@ class RateLimit {
   static constexpr std::chrono::milliseconds kBurst{2};
 
   const std::uint64_t bytes_per_second_;
-  Mutex mu_;
+  ForkMutex mu_;
   Instant free_at_ GUARDED_BY(mu_){};
 };
 

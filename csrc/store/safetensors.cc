@@ -36,7 +36,9 @@ std::string tensor_name(const std::string& name) { return "tensor \"" + name + "
 
 std::uint64_t read_number(const Json& value, const std::string& where) {
   const std::uint64_t* number = value.as_uint64();
-  if (number == nullptr) refuse(where + ": got " + value.dump() + ", expected an integer >= 0");
+  if (number == nullptr) {
+    refuse(where + ": got " + value.dump().substr(0, 40) + ", expected an integer >= 0");
+  }
   return *number;
 }
 
@@ -207,7 +209,9 @@ SafetensorsHeader read_safetensors_header(const std::string& path) {
   const ReadFile file(path, false);
   const std::string text = read_safetensors_header_text(file);
   try {
-    return parse_safetensors_header(text, file.bytes());
+    SafetensorsHeader header = parse_safetensors_header(text, file.bytes());
+    header.file = file.identity();
+    return header;
   } catch (const CheckpointError& error) {
     throw CheckpointError(path + ": " + error.what());
   }

@@ -24,6 +24,7 @@ struct SafetensorsHeader {
   std::vector<TensorInfo> tensors;  ///< by offset
   std::map<std::string, std::string> metadata;
   std::uint64_t header_bytes = 0;  ///< the 8-byte length included
+  std::string file;                ///< `ReadFile::identity` of the file it was read from
 };
 
 /// Longest header a file may announce.

@@ -26,12 +26,4 @@ void Ticket::rethrow() const {
   if (state() == TicketState::kFailed) std::rethrow_exception(shared_->error);
 }
 
-Nanos Ticket::submitted_at() const {
-  return not_empty(shared_).submitted_at.load(std::memory_order_relaxed);
-}
-
-Nanos Ticket::landed_at() const {
-  return not_empty(shared_).landed_at.load(std::memory_order_relaxed);
-}
-
 }  // namespace sluice

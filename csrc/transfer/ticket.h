@@ -4,7 +4,6 @@
 #include <exception>
 #include <memory>
 
-#include "base/clock.h"
 #include "base/ids.h"
 #include "base/mutex.h"
 
@@ -27,9 +26,6 @@ class Ticket {
   [[nodiscard]] bool finished() const { return state() != TicketState::kPending; }
   /// Rethrows the transfer's own error, if it failed.
   void rethrow() const;
-  /// When it was submitted, when its last chunk landed (0: not yet).
-  [[nodiscard]] Nanos submitted_at() const;
-  [[nodiscard]] Nanos landed_at() const;
   [[nodiscard]] explicit operator bool() const noexcept { return shared_ != nullptr; }
   bool operator==(const Ticket&) const = default;
 

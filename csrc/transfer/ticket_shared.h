@@ -13,8 +13,6 @@ namespace sluice {
 /// What all copies of a ticket see. The error is written before the state leaves kPending.
 struct Ticket::Shared {
   std::atomic<TicketState> state{TicketState::kPending};
-  std::atomic<Nanos> submitted_at{0};
-  std::atomic<Nanos> landed_at{0};
   std::exception_ptr error;
 };
 

@@ -18,7 +18,7 @@ TransferEngine::~TransferEngine() {
     request->ticket->state.store(TicketState::kCancelled, std::memory_order_release);
 }
 
-Ticket TransferEngine::submit(const LoadRequest& request, Nanos now) {
+Ticket TransferEngine::submit(const LoadRequest& request) {
   Impl& impl = *impl_;
   MutexLock lock(impl.mu);
 #if !defined(SLUICE_PLANT_I5)
@@ -40,7 +40,6 @@ Ticket TransferEngine::submit(const LoadRequest& request, Nanos now) {
            ", expected at least one chunk and a slot for what is not in flight";
   });
   auto ticket = std::allocate_shared<Ticket::Shared>(TicketAllocator<Ticket::Shared>(impl.tickets));
-  ticket->submitted_at.store(now, std::memory_order_relaxed);
   Impl::Request& known = impl.take_request_locked();
   impl.by_key.insert_or_assign(request.key, &known);
   known.load = request;
@@ -116,13 +115,13 @@ Nanos TransferEngine::step(Nanos now) {
     try {
       impl.link.start(*copy);
     } catch (...) {
-      landed(copy->token, std::current_exception(), 0, now);
+      landed(copy->token, std::current_exception(), 0);
     }
   }
 }
 
-void TransferEngine::landed(std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read,
-                            Nanos now) {
+void TransferEngine::landed(std::uint64_t token, std::exception_ptr error,
+                            std::uint64_t bytes_read) {
   Impl& impl = *impl_;
   Impl::Request* request = nullptr;
   bool ends = false;
@@ -143,8 +142,6 @@ void TransferEngine::landed(std::uint64_t token, std::exception_ptr error, std::
     if (error && !request->error) request->error = std::move(error);
     request->ending = Impl::outcome(*request);
     ends = request->ending.has_value();
-    if (request->in_flight == 0 && request->next_chunk == request->num_chunks)
-      request->ticket->landed_at.store(now, std::memory_order_relaxed);
   }
   if (ends) impl.end(*request);  // if not, it belongs to other threads by now
 }

@@ -66,7 +66,7 @@ class TransferEngine {
   /// Queues a load; a key already in flight gives its ticket, raised to the better priority and
   /// revived if it was being cancelled (the slot stays the one it has). Starts nothing: call
   /// `step`. Errors: InternalError when a key that is not in flight comes without a slot or chunks.
-  [[nodiscard]] Ticket submit(const LoadRequest& request, Nanos now);
+  [[nodiscard]] Ticket submit(const LoadRequest& request);
   /// The ticket of a key in flight, if any.
   [[nodiscard]] std::optional<Ticket> find(ExpertKey key) const;
   /// Raises a hint to `priority` and revives it if it was being cancelled; no other effect on one
@@ -82,9 +82,8 @@ class TransferEngine {
   /// Starts chunks while the link has room and drops hints whose deadline has passed. Returns when
   /// it wants to be called again if nothing lands before: the next deadline, or kNever.
   Nanos step(Nanos now);
-  /// The link's report. `now` is when it landed. Errors: InternalError on a token that is not in
-  /// flight.
-  void landed(std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read, Nanos now);
+  /// The link's report. Errors: InternalError on a token that is not in flight.
+  void landed(std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read);
 
   struct Depth {
     std::int32_t queued = 0;     ///< requests with chunks not yet started

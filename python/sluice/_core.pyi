@@ -34,7 +34,8 @@ def gate_names() -> list[str]: ...
 def crc32c(data: bytes) -> int: ...
 def fingerprint_files(paths: Sequence[str]) -> str: ...
 def read_safetensors_header(path: str) -> dict[str, Any]:
-    """{"tensors": [(name, dtype, shape, offset, bytes)], "metadata": {…}}; offset in the file."""
+    """{"tensors": [(name, dtype, shape, offset, bytes)], "metadata": {…}, "identity": str}; offset
+    in the file, identity for `StoreBuilder.add_file`."""
 
 class Store:
     """Expert bytes at rest (immutable)."""
@@ -63,7 +64,8 @@ class StoreBuilder:
         direct: bool = True,
         read_rate: int = 0,
     ) -> None: ...
-    def add_file(self, path: str) -> int: ...
+    def add_file(self, path: str, identity: str = "") -> int:
+        """With an identity: CheckpointError when the path names another file by now."""
     def add_layer(
         self,
         name: str,
@@ -177,6 +179,11 @@ class Session:
     def close(self) -> None: ...
     @property
     def closed(self) -> bool: ...
+    @property
+    def inside(self) -> bool:
+        """Whether this thread is in a callback of one of its forwards."""
+    def take_error(self) -> BaseException | None:
+        """As the function of that name; also of a session that was closed meanwhile."""
 
 def take_error(handle: int) -> BaseException | None:
     """The exception that the calling thread's last failed forward left; taken once."""

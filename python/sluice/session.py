@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 _CALLBACKS = ("gate_callback", "post_callback")
 OPERATOR_FAILED = "sluice::experts_forward failed"
 """Begins the text of the RuntimeError behind which `_core.take_error` has the real one."""
+
+_LEAVING_S = 5.0
+_inside: deque[None] = deque()  # one entry per forward that runs; appending and popping are atomic
+os.register_at_fork(after_in_child=_inside.clear)  # those threads are not in the child
 
 
 class Session:
@@ -92,6 +98,7 @@ class Session:
         )
         self.handle = self._core.handle
         self._end = self._finalizer()
+        _open.add(self)
 
     def experts_forward(
         self, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
@@ -175,6 +182,11 @@ class Session:
         """
         if os.getpid() != self._pid:
             return
+        if self._core.inside:  # before the lock: who holds it may wait for this very forward
+            raise SluiceError(
+                "close: called from inside a forward of the same session, expected a call outside "
+                "of its callbacks"
+            )
         with self._close_lock:
             if self._closing:  # a hook that closes: its caller does
                 return
@@ -220,12 +232,17 @@ class Session:
     ) -> torch.Tensor:
         if os.getpid() != self._pid:  # before torch, whose own threads did not survive the fork
             raise self._inherited()
+        _inside.append(None)
         try:
             return self._operator(self.handle, layer, hidden, ids, weights)
         except RuntimeError as error:
-            cause = _core.take_error(self.handle) if OPERATOR_FAILED in str(error) else None
+            # By object first: its error is its own, also where another thread closed it meanwhile.
+            told = OPERATOR_FAILED in str(error)
+            cause = self._core.take_error() or _core.take_error(self.handle) if told else None
             if cause is None:
                 raise
+        finally:
+            _inside.pop()
         log.pull()
         raise cause
 
@@ -248,6 +265,9 @@ class Session:
         return gate
 
 
+_open: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
 def _weakly(owner: weakref.ref[Session], key: tuple[int, str]) -> Callable[..., None]:
     def call(*args: Any) -> None:
         session = owner()
@@ -256,6 +276,20 @@ def _weakly(owner: weakref.ref[Session], key: tuple[int, str]) -> Callable[..., 
         session._callbacks[key](*args)  # pyright: ignore[reportPrivateUsage]
 
     return call
+
+
+@atexit.register
+def _leave() -> None:
+    """Ends what is open, then lets daemon threads come out of the core before Python ends.
+
+    A thread that takes the GIL again after that is ended where it stands, and C++ frames that it
+    stands in end the process with it.
+    """
+    for session in list(_open):
+        session.__dict__["_end"]()  # not close: nobody needs his weights back any more
+    deadline = time.monotonic() + _LEAVING_S
+    while _inside and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def _end(core: _core.Session, layer_names: Sequence[str], opened_in: int) -> None:

@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable
@@ -337,6 +338,63 @@ def test_closing_inside_of_a_forward_is_refused_and_possible_afterwards(small: S
     assert session.closed
     assert session.stats().slab_bytes == 0
     assert "session closed" in str(_core.take_error(session.handle))
+
+
+def test_closing_in_a_callback_while_another_thread_closes_does_not_hang(
+    small: SmallStore,
+) -> None:
+    closing = threading.Event()
+    refused: list[str] = []
+
+    def close_inside(*arguments: Any) -> None:
+        closing.wait(10)
+        time.sleep(0.05)  # the other thread is in `close` by now, waiting for this forward
+        with pytest.raises(SluiceError) as caught:
+            session.close()
+        refused.append(str(caught.value))
+        silu_callback(*arguments)
+
+    layers = small.layers(kind="generic", gate_callback=close_inside)
+    session = small.session(small.memory_store(), layers=layers)
+
+    def close_outside() -> None:
+        closing.set()
+        session.close()
+
+    def forward() -> None:
+        session.experts_forward(0, *small.call(1))
+
+    threads = [threading.Thread(target=each, daemon=True) for each in (forward, close_outside)]
+    threads[0].start()
+    time.sleep(0.05)
+    threads[1].start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert refused and session.closed
+
+
+def test_a_forward_that_fails_while_another_thread_closes_raises_its_own_error(
+    small: SmallStore,
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def fail(*_: Any) -> None:
+        threads.append(threading.Thread(target=session.close))
+        threads[0].start()
+        while not is_closing():
+            time.sleep(0.001)
+        raise ZeroDivisionError("the gate's own")
+
+    def is_closing() -> bool:  # its handle is given back first
+        return "not open" in str(_core.take_error(session.handle))
+
+    layers = small.layers(kind="generic", gate_callback=fail)
+    session = small.session(small.memory_store(), layers=layers)
+    with pytest.raises(ZeroDivisionError, match="the gate's own"):
+        session.experts_forward(0, *small.call(1))
+    threads[0].join(20)
+    assert session.closed
 
 
 def resident_anonymous_bytes() -> int:

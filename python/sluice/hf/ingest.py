@@ -82,7 +82,7 @@ def store_in_place(plan: CheckpointPlan, options: Any) -> Any:
     numbers: dict[str, int] = {}
     for site_plan in plan.sites:
         layer = layout.add_layer(builder, site_plan.site, site_plan.stored)
-        _add_pieces(builder, layer, site_plan, numbers)
+        _add_pieces(builder, layer, plan, site_plan, numbers)
     return builder.build(f"{len(numbers)} shards in place")
 
 
@@ -95,18 +95,20 @@ def _layer_source(
     builder = layout.empty_builder(options)
     layer = layout.add_layer(builder, site_plan.site, site_plan.stored)
     if not site_plan.ingest:
-        _add_pieces(builder, layer, site_plan, {})
+        _add_pieces(builder, layer, plan, site_plan, {})
         return builder.build(), layer, None
     tensors = convert_site(plan, site_plan)
     layout.add_tensors(builder, layer, site_plan.site, tensors)
     return builder.build(), layer, tensors
 
 
-def _add_pieces(builder: Any, layer: int, site_plan: SitePlan, numbers: dict[str, int]) -> None:
+def _add_pieces(
+    builder: Any, layer: int, plan: CheckpointPlan, site_plan: SitePlan, numbers: dict[str, int]
+) -> None:
     """Adds a site's byte ranges; `numbers` remembers the files that are open already."""
     for piece in site_plan.pieces():
         if piece.file not in numbers:
-            numbers[piece.file] = builder.add_file(piece.file)
+            numbers[piece.file] = builder.add_file(piece.file, plan.files[piece.file])
         builder.add_piece(
             layer,
             piece.expert,

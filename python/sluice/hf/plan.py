@@ -43,7 +43,7 @@ class SitePlan:
 class CheckpointPlan:
     """All sites of a model over one checkpoint."""
 
-    files: tuple[str, ...]
+    files: dict[str, str]  # path → identity when its header was read
     sites: tuple[SitePlan, ...]
     conversion: compat.Conversion
 
@@ -74,10 +74,12 @@ def plan_checkpoint(
         for site in sites
         for section, parameter in site.parameters.items()
     }
-    groups = _collect(conversion, wanted, files)
+    headers = {file: _core.read_safetensors_header(file) for file in files}
+    groups = _collect(conversion, wanted, headers)
     overrides = compat.dtype_overrides(model, sites[0].dtype) if sites else {}
     plans = tuple(_plan_site(site, groups, overrides) for site in sites)
-    return CheckpointPlan(tuple(files), plans, conversion)
+    identities = {file: header["identity"] for file, header in headers.items()}
+    return CheckpointPlan(identities, plans, conversion)
 
 
 def _refuse_pickles(files: Sequence[str]) -> None:
@@ -90,13 +92,13 @@ def _refuse_pickles(files: Sequence[str]) -> None:
 
 
 def _collect(
-    conversion: compat.Conversion, wanted: dict[str, Any], files: Sequence[str]
+    conversion: compat.Conversion, wanted: dict[str, Any], headers: dict[str, dict[str, Any]]
 ) -> dict[str, Group]:
     """Every wanted parameter's group; keys that land elsewhere are transformers' business."""
     groups: dict[str, Group] = {}
     seen: dict[str, str] = {}
-    for file in files:
-        for name, dtype, shape, offset, nbytes in _core.read_safetensors_header(file)["tensors"]:
+    for file, header in headers.items():
+        for name, dtype, shape, offset, nbytes in header["tensors"]:
             target, pattern = conversion.target_of(name)
             converter = None if pattern is None else conversion.converter_of(pattern)
             names = _targets(target, converter)

@@ -34,16 +34,16 @@ def open_experts(plan: CheckpointPlan, options: Any) -> Any:
     """
     if options.pack not in ("auto", "none"):
         store, manifest = _open_pack(os.fspath(options.pack), options)
-        if why := _misfit(plan, store, manifest, _core.fingerprint_files(plan.files)):
+        if why := _misfit(plan, store, manifest, _core.fingerprint_files(list(plan.files))):
             raise CheckpointError(
                 f"{options.pack}: {why}; make one from this checkpoint with `sluice pack`, or "
                 "leave pack='auto'"
             )
         return store
-    folder = glob.escape(os.path.dirname(plan.files[0]))
+    folder = glob.escape(os.path.dirname(next(iter(plan.files))))
     found = glob.glob(os.path.join(folder, f"*{PACK_SUFFIX}")) if options.pack == "auto" else []
     if found or plan.needs_ingest:
-        fingerprint = _core.fingerprint_files(plan.files)
+        fingerprint = _core.fingerprint_files(list(plan.files))
         ingested = ingest_path(plan, fingerprint, options.offload_dir)
         for path in [*sorted(found), str(ingested)]:
             if os.path.exists(path):
@@ -63,7 +63,7 @@ def ingest_path(plan: CheckpointPlan, fingerprint: str, offload_dir: Any) -> Pat
         for p in plan.sites
     ]
     key = hashlib.sha256((fingerprint + json.dumps(recipe)).encode()).hexdigest()[:24]
-    name = os.path.basename(os.path.dirname(os.path.abspath(plan.files[0])))
+    name = os.path.basename(os.path.dirname(os.path.abspath(next(iter(plan.files)))))
     return cache_folder(offload_dir) / f"{name}-{key}{PACK_SUFFIX}"
 
 

@@ -2,12 +2,14 @@
 // the thread sanitizer; what it asserts holds at any speed.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
 #include <cstring>
 #include <iostream>
 #include <map>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <thread>
@@ -27,7 +29,7 @@ constexpr std::int32_t kSlots = 8;
 constexpr std::int32_t kChunks = 3;
 constexpr int kDepth = 4;
 constexpr int kCallers = 3;
-constexpr int kRounds = 300;
+constexpr int kRounds = 10000;
 
 /// A link of `kDepth` threads, as a reader pool has them; every fiftieth chunk fails.
 class ThreadedLink final : public Link {
@@ -100,16 +102,9 @@ class Stress {
         link_(testing::test_seed()),
         transfers_(chunks_, link_,
                    [this](const LoadRequest& request, TicketState state, std::exception_ptr,
-                          std::uint64_t) {
-                     if (state == TicketState::kDone) {
-                       cache_.finish_load(request.key);
-                     } else {
-                       cache_.fail_load(request.key);
-                     }
-                     ++ends_;
-                   }) {
+                          std::uint64_t) { finished(request.key, state == TicketState::kDone); }) {
     link_.set_landed([this](std::uint64_t token, std::exception_ptr error, std::uint64_t bytes) {
-      transfers_.landed(token, std::move(error), bytes, clock_.now());
+      transfers_.landed(token, std::move(error), bytes);
       (void)transfers_.step(clock_.now());
       wake();
     });
@@ -139,6 +134,25 @@ class Stress {
   }
 
  private:
+  struct Waiter {
+    ExpertKey key;
+    std::optional<SlotLease> lease;
+  };
+
+  // As the engine does: whoever waits for a load gets his lease with its end. Did he take it later,
+  // others could evict the expert each time before he wakes.
+  void finished(ExpertKey key, bool done) EXCLUDES(asking_) {
+    MutexLock lock(asking_);
+    if (done) {
+      cache_.finish_load(key);
+      for (Waiter* const waiter : waiters_)
+        if (waiter->key == key) waiter->lease = cache_.find(key);
+    } else {
+      cache_.fail_load(key);
+    }
+    ++ends_;
+  }
+
   // One expert at a time, as long as it takes: leased, checked, returned.
   void call(std::uint64_t seed) {
     std::mt19937_64 random(seed);
@@ -157,47 +171,65 @@ class Stress {
   SlotLease demand(ExpertKey key) {
     const std::array<ExpertIdx, 1> ids = {key.expert};
     cache_.touch({.step = 0, .layer = key.layer, .experts = ids});
+    Waiter waiter{.key = key, .lease = {}};
     for (;;) {
-      if (std::optional<SlotLease> lease = cache_.find(key)) return *std::move(lease);
-      const std::optional<Ticket> ticket = load(key, SlotCache::Purpose::kDemand);
-      if (!ticket) {
-        // Every slot is held, or the expert has just landed. Expired hints leave in a step.
-        (void)transfers_.step(clock_.now());
-        wake();
-        std::this_thread::sleep_for(std::chrono::microseconds(50));
+      const std::optional<Ticket> ticket = ask(waiter);
+      if (!ticket && waiter.lease) return *std::move(waiter.lease);
+      (void)transfers_.step(clock_.now());
+      wake();         // a step may have ended somebody's ticket
+      if (!ticket) {  // every slot is held
+        std::this_thread::yield();
         continue;
       }
-      (void)transfers_.step(clock_.now());
-      wake();  // a step may have ended somebody's ticket
       wait_until([&] { return ticket->finished(); });
+      leave(waiter);
+      if (waiter.lease) return *std::move(waiter.lease);
       ticket->rethrow();
       if (ticket->state() == TicketState::kCancelled) ++asked_again_;
     }
   }
 
-  // The cache's answer and the request that follows from it are one step for other askers.
-  std::optional<Ticket> load(ExpertKey key, SlotCache::Purpose purpose) EXCLUDES(asking_) {
+  // Leases what is here; else asks for it, and stands in line from then on.
+  std::optional<Ticket> ask(Waiter& waiter) EXCLUDES(asking_) {
     MutexLock lock(asking_);
+    waiter.lease = cache_.find(waiter.key);
+    if (waiter.lease) return std::nullopt;
+    const std::optional<Ticket> ticket = load_locked(waiter.key, SlotCache::Purpose::kDemand);
+    if (ticket) waiters_.push_back(&waiter);
+    return ticket;
+  }
+  void leave(Waiter& waiter) EXCLUDES(asking_) {
+    MutexLock lock(asking_);
+    waiters_.erase(std::find(waiters_.begin(), waiters_.end(), &waiter));
+  }
+
+  // The cache's answer and the request that follows from it are one step for other askers.
+  std::optional<Ticket> load_locked(ExpertKey key, SlotCache::Purpose purpose) REQUIRES(asking_) {
     const bool is_demand = purpose == SlotCache::Purpose::kDemand;
-    const auto begun = cache_.begin_load(key, purpose);
-    if (const auto* const slot = std::get_if<SlotIdx>(&begun)) {
-      ++begins_;
-      return transfers_.submit(
-          {.key = key,
-           .slot = reinterpret_cast<std::byte*>(slab_[static_cast<std::size_t>(*slot)].data()),
-           .priority = is_demand ? Priority::kDemand : Priority::kNextLayer,
-           .probability = 0.5,
-           .deadline = is_demand ? kNever : clock_.now() + 200'000},
-          clock_.now());
+    if (std::optional<Ticket> ticket = transfers_.find(key)) {
+      if (is_demand) transfers_.promote(key, Priority::kDemand);
+      return ticket;
     }
-    if (std::get<Refusal>(begun) != Refusal::kLoading) return std::nullopt;
-    if (is_demand) transfers_.promote(key, Priority::kDemand);
-    return transfers_.find(key);
+    const auto begun = cache_.begin_load(key, purpose);
+    const auto* const slot = std::get_if<SlotIdx>(&begun);
+    if (slot == nullptr) return std::nullopt;
+    ++begins_;
+    return transfers_.submit(
+        {.key = key,
+         .slot = reinterpret_cast<std::byte*>(slab_[static_cast<std::size_t>(*slot)].data()),
+         .priority = is_demand ? Priority::kDemand : Priority::kNextLayer,
+         .probability = 0.5,
+         .deadline = is_demand ? kNever : clock_.now() + 200'000});
   }
 
   void use(const SlotLease& lease, ExpertKey key) {
     for (const std::int32_t value : slab_[static_cast<std::size_t>(lease.slot())])
       EXPECT_EQ(value, to_int(key.expert)) << "another expert's bytes under a lease";
+  }
+
+  void guess(ExpertKey key) EXCLUDES(asking_) {
+    MutexLock lock(asking_);
+    (void)load_locked(key, SlotCache::Purpose::kHint);
   }
 
   // Hints, cancels (of demands too, as an abandoned call does), evictions.
@@ -221,9 +253,9 @@ class Stress {
           (void)cache_.snapshot();
           break;
         default:
-          (void)load(key, SlotCache::Purpose::kHint);
+          guess(key);
       }
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
   }
 
@@ -234,7 +266,7 @@ class Stress {
   template <class Done>
   void wait_until(Done done) EXCLUDES(waiting_) {
     MutexLock lock(waiting_);
-    while (!done()) resolved_.wait_for(waiting_, std::chrono::milliseconds(1));
+    while (!done()) resolved_.wait(waiting_);
   }
 
   SteadyClock clock_;
@@ -244,6 +276,7 @@ class Stress {
   ThreadedLink link_;
   TransferEngine transfers_;
   Mutex asking_;
+  std::vector<Waiter*> waiters_ GUARDED_BY(asking_);
   Mutex waiting_;
   CondVar resolved_;
   std::atomic<std::int64_t> begins_ = 0;

@@ -97,7 +97,7 @@ class Walk {
             [this](const LoadRequest& request, TicketState state, std::exception_ptr error,
                    std::uint64_t bytes_read) { on_finished(request, state, error, bytes_read); }) {
     link_.set_landed([this](std::uint64_t token, std::exception_ptr error, std::uint64_t bytes) {
-      transfers_.landed(token, std::move(error), bytes, now_);
+      transfers_.landed(token, std::move(error), bytes);
     });
     link_.set_on_start([this](const ChunkCopy& copy) { on_start(copy); });
   }
@@ -313,7 +313,7 @@ class Walk {
       load.probability = pick(10) / 10.0;
       load.deadline = chance(2) ? now_ + pick(60) : kNever;
     }
-    const Ticket ticket = transfers_.submit(load, now_);
+    const Ticket ticket = transfers_.submit(load);
     if (!slot) {
       ModelRequest* const shared = request_of(key);
       ASSERT_NE(shared, nullptr) << "a loading slot without a load";

@@ -1,7 +1,7 @@
 """Synthetic checkpoints: real layer shapes, random weights, per-expert files as on the hub.
 
-Made once after a look at free disk, kept under `machine.bench_dir()`, found again by the hash of
-what they were made from.
+Made once after a look at free disk, kept under `sluice.folders.bench_folder()`, found again by the
+hash of what they were made from.
 """
 
 import hashlib
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from machine import bench_dir, canonical
+from machine import canonical
+from sluice.folders import bench_folder
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -31,7 +32,7 @@ def checkpoint(model: dict[str, Any]) -> Path:
     """The folder of the checkpoint that `[model]` describes, made if it is not there."""
     what = {k: model.get(k) for k in ("family", "config", "none", "dtype", "seed")}
     digest = hashlib.sha256(canonical(what).encode()).hexdigest()[:16]
-    folder = bench_dir() / f"{model['family']}-{digest}"
+    folder = bench_folder() / f"{model['family']}-{digest}"
     if (folder / "complete").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -107,7 +108,8 @@ def normal(
 
 def clean() -> list[Path]:
     """Removes every synthetic checkpoint (and what arms wrote beside them); returns them."""
-    folders = sorted(p for p in bench_dir().iterdir() if p.is_dir()) if bench_dir().exists() else []
+    home = bench_folder()
+    folders = sorted(p for p in home.iterdir() if p.is_dir()) if home.exists() else []
     for folder in folders:
         shutil.rmtree(folder)
     return folders

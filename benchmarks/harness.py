@@ -75,7 +75,7 @@ def alternate(
     rules = {name: stop_rule(scenario) for name in samplers}
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     reasons: dict[str, str | None] = dict.fromkeys(samplers)
-    index = 0
+    index = warmup  # the warm-up's own prompts would be in the caches
     while not all(reasons.values()):
         for name, sampler in samplers.items():
             samples[name].append(sampler(index))

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from sluice.folders import bench_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -46,7 +48,7 @@ def machine() -> dict[str, Any]:
         "ram_gib": round(memory_gib, 1),
         "kernel": platform.release().split("-")[0],
         "gpu": None,
-        "file_system": file_system(bench_dir()),
+        "file_system": file_system(bench_folder()),
     }
 
 
@@ -64,12 +66,6 @@ def file_system(path: Path) -> str:
         ["stat", "-f", "-c", "%T", str(path)], capture_output=True, text=True, check=False
     )
     return result.stdout.strip()
-
-
-def bench_dir() -> Path:
-    """Where synthetic checkpoints lie: $SLUICE_BENCH_DIR, else ~/.cache/sluice/bench."""
-    default = Path.home() / ".cache" / "sluice" / "bench"
-    return Path(os.environ.get("SLUICE_BENCH_DIR", default))
 
 
 def commit() -> tuple[str, bool]:

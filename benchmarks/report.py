@@ -9,6 +9,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from compare import load_rows  # noqa: E402
+from harness import load_scenario  # noqa: E402
 
 BEGIN, END = "<!-- rows -->", "<!-- /rows -->"
 # Scenario -> what its table says, in the order of the README.
@@ -27,21 +28,27 @@ TITLES = {
     "kernel-dsv2lite": "Few-token kernel, H 2048, I 1408, bf16, beyond the last-level cache",
     "kernel-qwen3-30b": "Few-token kernel, H 2048, I 768, bf16, beyond the last-level cache",
 }
+FILES = {
+    load_scenario(path)["name"]: path.name for path in sorted((HERE / "scenarios").glob("*.toml"))
+}
 
 
-def latest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each scenario, mode and metric the newest clean row."""
-    newest: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda r: r["time_utc"]):
-        if not row["dirty"]:
-            newest[row["scenario"], row["mode"], row["metric"]] = row
-    return list(newest.values())
+def newest_run(scenario: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The clean rows of a scenario's last run, one per mode and metric: of one machine and commit,
+    so that what stands together in a table was measured together."""
+    mine = [r for r in rows if r["scenario"] == scenario and not r["dirty"]]
+    if not mine:
+        return []
+    last = max(mine, key=lambda r: r["time_utc"])
+    run = [r for r in mine if (r["commit"], r["machine"]) == (last["commit"], last["machine"])]
+    run.sort(key=lambda r: r["time_utc"])
+    return list({(r["mode"], r["metric"]): r for r in run}.values())
 
 
 def figure(row: dict[str, Any]) -> str:
     """The median with its p20 and p80, in a readable unit."""
     scale, unit = 1.0, row["unit"]
-    if unit == "s":
+    if unit == "s" and row["p50"] < 1:
         scale, unit = 1e3, "ms"
     elif unit == "B/s":
         scale, unit = 1e-9, "GB/s"
@@ -68,30 +75,46 @@ def limit(row: dict[str, Any]) -> str:
     return f"{achieved:.2f}" if achieved else "–"
 
 
+def granted(row: dict[str, Any]) -> str:
+    """Megabytes that experts were allowed to take."""
+    value = row["memory"].get("expert_bytes_granted")
+    return f"{value / 1e6:.0f}" if value else "–"
+
+
+COLUMNS = {
+    "arm": lambda r: f"`{r['mode']}`",
+    "metric": lambda r: r["metric"],
+    "median [p20, p80]": figure,
+    "expert MB": granted,
+    "disk MB/token": moved,
+    "hits": hit_rate,
+    "of limit": limit,
+    "state": lambda r: r["state"],
+    "n": lambda r: str(r["n"]),
+}
+
+
 def table(scenario: str, rows: list[dict[str, Any]]) -> str:
-    chosen = [row for row in rows if row["scenario"] == scenario]
+    """One scenario's newest run, without the columns that say nothing there."""
+    chosen = newest_run(scenario, rows)
     if not chosen:
         return ""
+    cells = {name: [cell(row) for row in chosen] for name, cell in COLUMNS.items()}
+    cells = {name: column for name, column in cells.items() if set(column) != {"–"}}
     one = chosen[0]
-    out = [
+    lines = [
         f"**{TITLES[scenario]}** ({one['machine']['cpu']}, {one['threads']} threads, "
-        f"{one['machine']['ram_gib']:g} GiB; commit {one['commit']})",
+        f"{one['machine']['ram_gib']:g} GiB; commit {one['commit']}; "
+        f"`sluice bench benchmarks/scenarios/{FILES[scenario]}`)",
         "",
+        *("| " + " | ".join(line) + " |" for line in (cells, ["---"] * len(cells))),
+        *("| " + " | ".join(line) + " |" for line in zip(*cells.values(), strict=True)),
     ]
-    out += [
-        "| arm | metric | median [p20, p80] | disk MB/token | hits | of limit | state | n |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    out += [
-        f"| `{r['mode']}` | {r['metric']} | {figure(r)} | {moved(r)} | {hit_rate(r)} | {limit(r)} "
-        f"| {r['state']} | {r['n']} |"
-        for r in chosen
-    ]
-    return "\n".join(out) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def tables(results: Path) -> str:
-    rows = latest([row for path in sorted(results.rglob("*.jsonl")) for row in load_rows(path)])
+    rows = [row for path in sorted(results.rglob("*.jsonl")) for row in load_rows(path)]
     return "\n".join(t for t in (table(name, rows) for name in TITLES) if t)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import sluice
 from baselines.arm import Arm
-from machine import bench_dir
 from sluice import _core
+from sluice.folders import PACK_SUFFIX, bench_folder
 from sluice.pack import make_pack
 
 
@@ -35,7 +35,7 @@ class SluiceArm(Arm):
         from transformers import AutoModelForCausalLM
 
         if self.variant in {"pack", "warm"}:
-            path = bench_dir() / self.checkpoint.name / "experts.sluice.safetensors"
+            path = bench_folder() / self.checkpoint.name / f"experts{PACK_SUFFIX}"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 make_pack(self.checkpoint, out=path)
@@ -95,14 +95,20 @@ class SluiceArm(Arm):
 def fill(session: Any) -> None:
     """Brings every expert, so that "all resident" is true from the first sample."""
     store = session.store
-    everything = [
-        (layer, expert, 1.0, math.inf)
+    everything = {
+        (layer, expert)
         for layer in range(store.num_layers)
         for expert in range(store.layer(layer)["num_experts"])
-    ]
-    session.hint(everything)
+    }
     deadline = time.monotonic() + 120
-    while any(slot[0] != "ready" for pool in session.residency() for slot in pool):
+    while missing := everything - {
+        (layer, expert)
+        for pool in session.residency()
+        for state, layer, expert, _ in pool
+        if state == "ready"
+    }:
         if time.monotonic() > deadline:
-            raise RuntimeError("sluice: not every expert became resident in two minutes")
-        time.sleep(0.05)
+            raise RuntimeError(f"sluice: {len(missing)} experts came not to be in two minutes")
+        # Some at a time: more guesses than the session keeps are dropped.
+        session.hint([(*key, 1.0, math.inf) for key in sorted(missing)[:64]])
+        time.sleep(0.02)

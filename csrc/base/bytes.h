@@ -8,7 +8,6 @@ namespace sluice {
 
 inline constexpr std::size_t kKiB = std::size_t{1} << 10;
 inline constexpr std::size_t kMiB = std::size_t{1} << 20;
-inline constexpr std::size_t kGiB = std::size_t{1} << 30;
 
 /// What O_DIRECT asks of offsets, lengths and addresses.
 inline constexpr std::size_t kDirectAlignment = 4096;

@@ -17,7 +17,6 @@
 #define EXCLUDES(...) SLUICE_LOCK_ATTRIBUTE(locks_excluded(__VA_ARGS__))
 #define ACQUIRE(...) SLUICE_LOCK_ATTRIBUTE(acquire_capability(__VA_ARGS__))
 #define RELEASE(...) SLUICE_LOCK_ATTRIBUTE(release_capability(__VA_ARGS__))
-#define RETURN_CAPABILITY(x) SLUICE_LOCK_ATTRIBUTE(lock_returned(x))
 #define NO_THREAD_SAFETY_ANALYSIS SLUICE_LOCK_ATTRIBUTE(no_thread_safety_analysis)
 
 namespace sluice {

@@ -25,10 +25,6 @@ namespace sluice::bindings {
 namespace {
 
 py::dict build_info() {
-  py::list supported;
-  for (const CpuIsa isa : kCpuIsas) {
-    if (cpu_supports(isa)) supported.append(cpu_isa_name(isa));
-  }
   py::dict info;
 #if defined(__clang__)
   info["compiler"] = std::string(__VERSION__);
@@ -36,8 +32,6 @@ py::dict build_info() {
   info["compiler"] = std::string("GCC ") + __VERSION__;
 #endif
   info["cpu_isa"] = cpu_isa_name(cpu_isa());
-  info["isa_supported"] = supported;
-  info["cuda"] = false;
   return info;
 }
 
@@ -149,9 +143,13 @@ double disk_rate_of(const std::string& path,
 void bind_kernels(py::module_& m) {
   using WithoutGil = py::call_guard<py::gil_scoped_release>;
   m.def("version", [] { return SLUICE_VERSION; });
-  m.def("build_info", &build_info, "compiler, cpu_isa, isa_supported (list), cuda (bool).");
+  m.def("build_info", &build_info, "compiler, cpu_isa.");
   m.def("drain_log", &drained_log, "Takes the core's log: (time_s, level, text), oldest first.");
   m.def("policy_names", &policy_names);
+  m.def(
+      "check_policy",
+      [](const std::string& name) { (void)make_policy(name, {.num_layers = 1, .max_experts = 1}); },
+      py::arg("name"), "ConfigError unless a session can have this policy.");
   m.def("gate_names", &gate_names);
   py::class_<Parallel>(m, "Parallel", "Threads of kernels that are called one by one.")
       .def(py::init(&open_parallel), py::arg("kind") = "default")

@@ -1,4 +1,4 @@
-#include "store/pack.h"
+#include "store/pack/pack.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -30,7 +30,6 @@ class Writer {
 
   [[nodiscard]] std::int64_t resumed_experts() const { return open().resumed_experts(); }
   [[nodiscard]] std::int64_t num_experts() const { return open().num_experts(); }
-  [[nodiscard]] std::uint64_t file_bytes() const { return open().file_bytes(); }
 
   void append_from(const StoreHandle& store, std::int32_t layer, std::int32_t expert) {
     const ExpertKey key = checked_key(*store.store, layer, expert);
@@ -38,9 +37,6 @@ class Writer {
     const std::span<std::byte> out(bytes.data(), store.store->layer(key.layer).layout.bytes());
     store.store->read_expert(key, out);
     open().append(out);
-  }
-  void append(std::uint64_t address, std::uint64_t nbytes) {
-    open().append({address_of(address, nbytes), nbytes});
   }
   void finish() { open().finish(); }
   void close() { writer_.reset(); }
@@ -108,10 +104,8 @@ void bind_pack(py::module_& m) {
            py::arg("source_fingerprint") = "", py::arg("fresh") = false)
       .def_property_readonly("resumed_experts", &Writer::resumed_experts)
       .def_property_readonly("num_experts", &Writer::num_experts)
-      .def_property_readonly("file_bytes", &Writer::file_bytes)
       .def("append_from", &Writer::append_from, py::arg("store"), py::arg("layer"),
            py::arg("expert"), WithoutGil())
-      .def("append", &Writer::append, py::arg("address"), py::arg("nbytes"), WithoutGil())
       .def("finish", &Writer::finish, WithoutGil())
       .def("close", &Writer::close, WithoutGil());
   m.def(

@@ -123,18 +123,9 @@ void forward(std::int64_t handle, std::int64_t layer, std::int64_t num_tokens, s
   call.weights = address_of(weights, top_k > 0 ? bytes : 0);
   call.out = address_of(out, bytes);
   call.columns = columns;
-  if (forward_by_handle(call) != 0) std::rethrow_exception(take_error(handle));
-}
-
-/// The same by object, for callers whose rows are as wide as the layer's.
-void run_forward(const SessionHandle& session, std::int32_t layer, std::int64_t num_tokens,
-                 std::int64_t top_k, const std::string& activations,
-                 const std::string& weights_dtype, std::uint64_t hidden, std::uint64_t expert_ids,
-                 std::uint64_t weights, std::uint64_t out) {
-  const ExpertStore& store = session.engine().store();
-  const std::int64_t columns = store.layer(checked_key(store, layer, 0).layer).layout.hidden;
-  forward(session.handle(), layer, num_tokens, top_k, columns, activations, weights_dtype, hidden,
-          expert_ids, weights, out);
+  const std::shared_ptr<SessionState> session = find_session(handle);
+  if (session == nullptr) std::rethrow_exception(take_error(handle));
+  if (session->forward(call) != 0) std::rethrow_exception(session->take_error());
 }
 
 void give_hints(const SessionHandle& session,
@@ -181,9 +172,6 @@ void bind_session(py::module_& m) {
       .def(py::init(&open_session), py::arg("store"), py::kw_only(), py::arg("device_memory"),
            py::arg("policy"), py::arg("io_threads"), py::arg("timeline") = true, py::arg("gates"))
       .def_property_readonly("handle", &SessionHandle::handle)
-      .def("forward", &run_forward, py::arg("layer"), py::arg("num_tokens"), py::arg("top_k"),
-           py::arg("activations"), py::arg("weights_dtype"), py::arg("hidden"),
-           py::arg("expert_ids"), py::arg("weights"), py::arg("out"), WithoutGil())
       .def("hint", &give_hints, py::arg("hints"),
            "(layer, expert, probability, seconds from now until worthless; inf: never).")
       .def(

@@ -1,14 +1,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <span>
 #include <string>
 #include <vector>
 
-#include "base/crc32c.h"
 #include "base/size.h"
 #include "bindings/bindings.h"
 #include "store/expert_store.h"
+#include "store/file.h"
 #include "store/fingerprint.h"
 #include "store/safetensors.h"
 
@@ -49,7 +48,6 @@ class Builder {
       : builder_(store_options(chunk_bytes, verify, direct, read_rate)) {}
 
   std::int32_t add_file(const std::string& path, const std::string& identity) {
-    ++num_files_;
     return static_cast<std::int32_t>(builder_.add_file(path, identity));
   }
 
@@ -86,10 +84,6 @@ class Builder {
   }
 
   StoreHandle build(std::string description) {
-    if (description.empty()) {
-      description =
-          num_files_ == 0 ? "adopted memory" : std::to_string(num_files_) + " files in place";
-    }
     builder_.set_description(std::move(description));
     return {builder_.build()};
   }
@@ -97,21 +91,7 @@ class Builder {
  private:
   ExpertStoreBuilder builder_;
   std::vector<ExpertLayout> layouts_;
-  std::int64_t num_files_ = 0;
 };
-
-py::bytes expert_bytes(const StoreHandle& handle, std::int32_t layer, std::int32_t expert) {
-  const ExpertStore& store = *handle.store;
-  const ExpertKey key = checked_key(store, layer, expert);
-  const std::size_t bytes = store.layer(key.layer).layout.bytes();
-  PyObject* made = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(bytes));
-  if (made == nullptr) throw py::error_already_set();
-  auto result = py::reinterpret_steal<py::bytes>(made);
-  auto* data = reinterpret_cast<std::byte*>(PyBytes_AS_STRING(made));
-  const py::gil_scoped_release no_gil;
-  store.read_expert(key, {data, bytes});
-  return result;
-}
 
 void expert_into(const StoreHandle& handle, std::int32_t layer, std::int32_t expert,
                  std::uint64_t address, std::uint64_t nbytes) {
@@ -140,11 +120,6 @@ py::tuple size_to_tuple(const py::object& text) {
   const Size size = parse_size(py::str(text).cast<std::string>());
   if (size.kind == Size::Kind::kShare) return py::make_tuple("share", size.share);
   return py::make_tuple("bytes", size.bytes);
-}
-
-std::uint32_t checksum(const py::bytes& data) {
-  const std::string_view view = data;
-  return crc32c(std::as_bytes(std::span(view.data(), view.size())));
 }
 
 }  // namespace
@@ -200,14 +175,15 @@ StoredLayer layer_from_dict(const py::dict& fields) {
 void bind_store(py::module_& m) {
   m.def("parse_size", &size_to_tuple, py::arg("text"),
         R"(("bytes", n) or ("share", 0.25) of "6GiB", "6GB", "25%", 123.)");
-  m.def("crc32c", &checksum, py::arg("data"));
   m.def(
       "fingerprint_files",
       [](const std::vector<std::string>& paths) { return fingerprint_files(paths); },
       py::arg("paths"), WithoutGil());
+  m.def("file_identity", &file_identity, py::arg("fd"), py::arg("path"));
   m.def("read_safetensors_header", &header_to_dict, py::arg("path"));
 
-  py::class_<StoreHandle>(m, "Store", "Expert bytes at rest (immutable).")
+  // Attributes may be added: what adopted memory belongs to is kept alive by the store over it.
+  py::class_<StoreHandle>(m, "Store", py::dynamic_attr(), "Expert bytes at rest (immutable).")
       .def_property_readonly("num_layers",
                              [](const StoreHandle& s) { return s.store->num_layers(); })
       .def(
@@ -222,8 +198,6 @@ void bind_store(py::module_& m) {
                              [](const StoreHandle& s) { return s.store->host_bytes(); })
       .def_property_readonly("description",
                              [](const StoreHandle& s) { return s.store->description(); })
-      .def("read_expert", &expert_bytes, py::arg("layer"), py::arg("expert"),
-           "Canonical bytes of one expert.")
       .def("read_expert_into", &expert_into, py::arg("layer"), py::arg("expert"),
            py::arg("address"), py::arg("nbytes"), WithoutGil());
 
@@ -239,7 +213,7 @@ void bind_store(py::module_& m) {
            py::arg("section"), py::kw_only(), py::arg("file") = -1, py::arg("offset"),
            py::arg("nbytes"), py::arg("section_offset") = 0, py::arg("transform") = "copy",
            py::arg("rows") = 0, py::arg("columns") = 0, py::arg("dtype") = "F32")
-      .def("build", &Builder::build, py::arg("description") = "", WithoutGil());
+      .def("build", &Builder::build, py::arg("description") = "experts", WithoutGil());
 }
 
 }  // namespace sluice::bindings

@@ -32,7 +32,6 @@ struct Candidate {
 class Policy {
  public:
   virtual ~Policy() = default;
-  [[nodiscard]] virtual std::string_view name() const = 0;
   virtual void on_event(const CacheEvent& event) = 0;
   /// `key` was given a slot: when its load begins, so that choices do not depend on landings.
   virtual void on_load(ExpertKey key) { (void)key; }
@@ -58,7 +57,7 @@ struct PolicyShape {
 /// The policies of this build: "lru", "decayed-lfu" ("decayed-lfu:16" sets the half-life in steps),
 /// "static" (the first experts to arrive stay; hints never displace them), "edge" and
 /// "edge:printed" (EdgeMoE's frequency over distance, our reading and the printed one).
-/// Errors: ConfigError naming the nearest policy.
+/// Errors: ConfigError naming them.
 /// Source: EdgeMoE 2308.14352 §III-C2 for edge.
 [[nodiscard]] std::unique_ptr<Policy> make_policy(std::string_view name, PolicyShape shape);
 [[nodiscard]] std::vector<std::string> policy_names();

@@ -14,8 +14,6 @@ class DecayedLfuPolicy final : public Policy {
   DecayedLfuPolicy(PolicyShape shape, double half_life)
       : half_life_(half_life), log_count_(shape, -std::numeric_limits<double>::infinity()) {}
 
-  [[nodiscard]] std::string_view name() const override { return "decayed-lfu"; }
-
   void on_event(const CacheEvent& event) override {
     now_ = static_cast<double>(event.step) / half_life_;
     for (const ExpertIdx expert : event.experts) {

@@ -13,10 +13,6 @@ class EdgePolicy final : public Policy {
   EdgePolicy(PolicyShape shape, EdgeFormula formula)
       : num_layers_(shape.num_layers), formula_(formula), uses_(shape, 0) {}
 
-  [[nodiscard]] std::string_view name() const override {
-    return formula_ == EdgeFormula::kOurs ? "edge" : "edge:printed";
-  }
-
   void on_event(const CacheEvent& event) override {
     current_ = to_int(event.layer);
     for (const ExpertIdx expert : event.experts) ++uses_[{event.layer, expert}];

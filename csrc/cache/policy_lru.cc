@@ -11,8 +11,6 @@ class LruPolicy final : public Policy {
  public:
   explicit LruPolicy(PolicyShape shape) : last_touch_(shape, 0) {}
 
-  [[nodiscard]] std::string_view name() const override { return "lru"; }
-
   void on_event(const CacheEvent& event) override {
     event_begin_ = clock_ + 1;
     for (const ExpertIdx expert : event.experts) last_touch_[{event.layer, expert}] = ++clock_;

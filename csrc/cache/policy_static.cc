@@ -11,7 +11,6 @@ class StaticPolicy final : public Policy {
  public:
   explicit StaticPolicy(PolicyShape shape) : arrival_(shape, 0) {}
 
-  [[nodiscard]] std::string_view name() const override { return "static"; }
   void on_event(const CacheEvent& /*event*/) override {}
   void on_load(ExpertKey key) override { arrival_[key] = ++clock_; }
 

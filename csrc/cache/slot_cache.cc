@@ -44,7 +44,10 @@ SlotCache::SlotCache(std::int32_t num_slots, std::unique_ptr<Policy> policy)
   require<InternalError>(policy_ != nullptr, [] {
     return std::string("slot cache: got no policy, expected one from make_policy");
   });
+  // All memory now: the pool keeps what is given back.
   slot_of_.reserve(slots_.size());
+  for (std::int32_t i = 0; i < num_slots; ++i) slot_of_.emplace(make_key(-1, i), SlotIdx{});
+  slot_of_.clear();
   candidates_.reserve(slots_.size());
 }
 

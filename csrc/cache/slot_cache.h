@@ -110,7 +110,7 @@ class SlotCache {
   mutable Mutex mu_;
   std::unique_ptr<Policy> policy_ GUARDED_BY(mu_);
   std::vector<SlotView> slots_ GUARDED_BY(mu_);
-  // Nodes of evicted experts serve their successors: no allocation once all slots were in use.
+  // Nodes of evicted experts serve their successors: no allocation after construction.
   std::pmr::unsynchronized_pool_resource nodes_ GUARDED_BY(mu_);
   std::pmr::unordered_map<ExpertKey, SlotIdx> slot_of_ GUARDED_BY(mu_);
   std::vector<Candidate> candidates_ GUARDED_BY(mu_);  // scratch of one choice

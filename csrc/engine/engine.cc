@@ -11,7 +11,7 @@
 #include "base/error.h"
 #include "base/log_ring.h"
 #include "engine/compute.h"
-#include "engine/conversation.h"
+#include "engine/expert_loader.h"
 #include "engine/layer_run.h"
 #include "engine/turn.h"
 #include "transfer/disk_link.h"
@@ -82,14 +82,14 @@ struct Engine::Impl {
         use_in_place(fits_whole(*parts.store, options.device_memory)),
         plan(plan_memory(options.device_memory, slot_demand(*parts.store, use_in_place))),
         timeline(options.timeline ? std::size_t{1} << 16 : 0),
-        conversation(parts.store, *parts.device, std::move(parts.link), *parts.clock,
-                     options.policy, plan, timeline, parts.drive),
+        loader(parts.store, *parts.device, std::move(parts.link), *parts.clock, options.policy,
+               plan, timeline, parts.drive),
         compute(*parts.parallel, parts.gemm, parts.gemm_context),
         run({.store = *parts.store,
              .device = *parts.device,
              .clock = *parts.clock,
              .timeline = timeline,
-             .conversation = conversation,
+             .loader = loader,
              .compute = compute,
              .interrupted = parts.interrupted,
              .use_in_place = use_in_place,
@@ -105,7 +105,7 @@ struct Engine::Impl {
   const bool use_in_place;
   const MemoryPlan plan;
   Timeline timeline;
-  Conversation conversation;
+  ExpertLoader loader;
   ExpertCompute compute;
   LayerRun run;
   Turn turn;
@@ -171,15 +171,15 @@ void Engine::forward(const ForwardArgs& args) {
 }
 
 void Engine::hint(std::span<const Hint> hints) {
-  if (!impl_->in_forked_child()) impl_->conversation.hint(hints);
+  if (!impl_->in_forked_child()) impl_->loader.hint(hints);
 }
 
-Nanos Engine::step() { return impl_->in_forked_child() ? kNever : impl_->conversation.step(); }
+Nanos Engine::step() { return impl_->in_forked_child() ? kNever : impl_->loader.step(); }
 
 EngineStats Engine::stats() const {
   const Impl& impl = *impl_;
-  EngineStats stats = impl.conversation.stats();
-  stats.workspace_bytes = impl.conversation.workspace_bytes() + impl.compute.workspace_bytes();
+  EngineStats stats = impl.loader.stats();
+  stats.workspace_bytes = impl.loader.workspace_bytes() + impl.compute.workspace_bytes();
   stats.host_bytes = impl.parts.store->host_bytes();
   const StoreCounters counters = impl.parts.store->counters();
   const auto degraded = [&](const char* name, std::uint64_t count) {
@@ -195,7 +195,7 @@ const ExpertStore& Engine::store() const noexcept { return *impl_->parts.store; 
 const Timeline& Engine::timeline() const noexcept { return impl_->timeline; }
 
 std::vector<std::vector<SlotCache::SlotView>> Engine::residency() const {
-  return impl_->conversation.residency();
+  return impl_->loader.residency();
 }
 
 bool Engine::is_inside() const { return !impl_->in_forked_child() && impl_->turn.is_mine(); }
@@ -204,7 +204,7 @@ void Engine::drain() {
   Impl& impl = *impl_;
   if (impl.in_forked_child()) return;
   const TurnGuard guard(impl.turn, "drain", nullptr);
-  if (!impl.closed) impl.conversation.drain();
+  if (!impl.closed) impl.loader.drain();
 }
 
 void Engine::close() {
@@ -212,7 +212,7 @@ void Engine::close() {
   if (impl.in_forked_child()) return;
   const TurnGuard guard(impl.turn, "close", nullptr);
   if (impl.closed.exchange(true)) return;
-  impl.conversation.close();
+  impl.loader.close();
 }
 
 }  // namespace sluice

@@ -56,7 +56,7 @@ struct ForwardArgs {
   void* out = nullptr;                       // [T, H]
 };
 
-/// The conversation between store, transfer engine, slot cache and kernels: one session.
+/// Store, transfer engine, slot cache and kernels as one session.
 ///
 /// `forward` groups rows by expert, leases residents, demands the rest, computes ready experts
 /// first and each miss as it lands, and combines in k order; in waves when a layer needs more

@@ -10,7 +10,7 @@ namespace sluice {
 
 /// Guesses that wait for room on the link: bounded, best first.
 ///
-/// Thread safety: none; the conversation's lock guards it.
+/// Thread safety: none; the loader's lock guards it.
 class HintQueue {
  public:
   static constexpr std::size_t kCapacity = 256;

@@ -96,7 +96,7 @@ void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
     for (Need& each : needs_) {
       if (!each.grant.lease) continue;
       try {
-        parts_.conversation.give_back(each.grant, args.layer);
+        parts_.loader.give_back(each.grant, args.layer);
       } catch (const DeviceError&) {  // the call ends by its own error, and all leases with it
         each.grant = {};
       }
@@ -104,11 +104,11 @@ void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
     landings_.clear();
     grants_.clear();
     report_.generic_gate_calls = parts_.compute.generic_gate_calls();
-    parts_.conversation.abandon_call(report_);
+    parts_.loader.abandon_call(report_);
     throw;
   }
   report_.generic_gate_calls = parts_.compute.generic_gate_calls();
-  parts_.conversation.end_call(report_);
+  parts_.loader.end_call(report_);
 }
 
 void LayerRun::open(const ForwardArgs& args) {
@@ -139,18 +139,18 @@ void LayerRun::open(const ForwardArgs& args) {
   }
   grants_.clear();
   grants_.resize(slot_experts_.size());
-  judged_.assign(slot_experts_.size(), Conversation::Judgement::kMiss);
-  parts_.conversation.begin_call(args.layer, slot_experts_, batch_needs_, grants_, judged_);
+  judged_.assign(slot_experts_.size(), ExpertLoader::Judgement::kMiss);
+  parts_.loader.begin_call(args.layer, slot_experts_, batch_needs_, grants_, judged_);
   for (std::size_t i = 0; i < slot_experts_.size(); ++i) {
     const std::int32_t idx = batch_needs_[i];
     switch (judged_[i]) {
-      case Conversation::Judgement::kHit:
+      case ExpertLoader::Judgement::kHit:
         mark_ready(idx, std::move(grants_[i]));
         break;
-      case Conversation::Judgement::kLate:
+      case ExpertLoader::Judgement::kLate:
         need(idx).state = Need::State::kLoading;
         break;
-      case Conversation::Judgement::kMiss:
+      case ExpertLoader::Judgement::kMiss:
         unplaced_.push_back(idx);
         break;
     }
@@ -160,7 +160,7 @@ void LayerRun::open(const ForwardArgs& args) {
   report_.streamed = 2 * static_cast<std::int64_t>(needs_.size()) > num_experts;
   has_ring_ = false;
   if (slot_experts_.empty()) return;
-  const std::int64_t num_slots = parts_.conversation.num_slots(args.layer);
+  const std::int64_t num_slots = parts_.loader.num_slots(args.layer);
   has_ring_ = report_.streamed && 4 * num_slots >= num_experts;
   ring_limit_ = static_cast<std::size_t>(std::max<std::int64_t>(2, (num_slots + 7) / 8));
   ring_next_ = 0;
@@ -187,14 +187,14 @@ void LayerRun::mark_ready(std::int32_t idx, Grant grant) {
 
 void LayerRun::mark_computed(std::int32_t idx) {
   Need& each = need(idx);
-  if (each.grant.lease) parts_.conversation.give_back(each.grant, args_->layer);
+  if (each.grant.lease) parts_.loader.give_back(each.grant, args_->layer);
   each.state = Need::State::kComputed;
   ++num_computed_;
 }
 
 // Takes what has landed; ends the call with the first failure's own error.
 void LayerRun::collect() {
-  parts_.conversation.take_landings(landings_);
+  parts_.loader.take_landings(landings_);
   std::exception_ptr error;
   bool again = false;
   for (Landing& landing : landings_) {
@@ -255,21 +255,21 @@ void LayerRun::compute_many(std::int32_t idx) {
 
 // Nothing is ready: waits until a load ends, and asks now and then whether to stop.
 void LayerRun::stall() {
-  Conversation& conversation = parts_.conversation;
+  ExpertLoader& loader = parts_.loader;
   timed(SpanKind::kStall, -1, 0, [&] {
     for (;;) {
-      const std::uint64_t seen = conversation.epoch();
+      const std::uint64_t seen = loader.epoch();
       collect();
       if (!ready_.empty()) return;
       if (!unplaced_.empty()) place_all();
-      require<InternalError>(conversation.may_end(seen) || retry_soon_ || !ready_.empty(), [&] {
+      require<InternalError>(loader.may_end(seen) || retry_soon_ || !ready_.empty(), [&] {
         return "forward of " + layer_->name + ": " + std::to_string(unplaced_.size()) +
                " experts got no slot while nothing was in flight, expected "
                "slots to come free; are leases held outside of the call?";
       });
       if (!ready_.empty()) return;
-      conversation.step();
-      conversation.wait(seen, retry_soon_ ? kSoon : kSlice);
+      loader.step();
+      loader.wait(seen, retry_soon_ ? kSoon : kSlice);
       const Nanos now = parts_.clock.now();
       if (!parts_.asks_each_time && now - asked_at_ < std::chrono::nanoseconds(kSlice).count()) {
         continue;

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "engine/compute.h"
-#include "engine/conversation.h"
+#include "engine/expert_loader.h"
 #include "engine/grouping.h"
 
 namespace sluice {
@@ -27,7 +27,7 @@ class LayerRun {
     Device& device;
     const Clock& clock;
     Timeline& timeline;
-    Conversation& conversation;
+    ExpertLoader& loader;
     ExpertCompute& compute;
     std::function<bool()> interrupted;
     bool use_in_place = false;    ///< adopted experts are read where they lie
@@ -56,7 +56,7 @@ class LayerRun {
   void open(const ForwardArgs& args);
   void place_all();
   /// `num_waiting`: misses without a slot, this one included.
-  Conversation::Placement place_one(std::int32_t idx, std::int32_t num_waiting);
+  ExpertLoader::Placement place_one(std::int32_t idx, std::int32_t num_waiting);
   [[nodiscard]] RingSlot* idle_ring_slot();
   void collect();
   bool compute_ready();
@@ -73,7 +73,7 @@ class LayerRun {
   Grouping grouping_;
   const ForwardArgs* args_ = nullptr;
   const StoredLayer* layer_ = nullptr;
-  Conversation::CallReport report_;
+  ExpertLoader::CallReport report_;
   std::size_t num_computed_ = 0;
   Nanos asked_at_ = 0;
   bool retry_soon_ = false;
@@ -91,7 +91,7 @@ class LayerRun {
   std::vector<Landing> landings_;
   std::vector<ExpertIdx> slot_experts_;  // of begin_call, with the needs they belong to
   std::vector<Grant> grants_;
-  std::vector<Conversation::Judgement> judged_;
+  std::vector<ExpertLoader::Judgement> judged_;
 };
 
 }  // namespace sluice

@@ -25,10 +25,4 @@ std::vector<Span> Timeline::snapshot() const {
   return spans;
 }
 
-std::int64_t Timeline::dropped() const {
-  const MutexLock lock(mu_);
-  return count_ -
-         static_cast<std::int64_t>(std::min(static_cast<std::size_t>(count_), ring_.size()));
-}
-
 }  // namespace sluice

@@ -30,8 +30,6 @@ class Timeline {
   void add(const Span& span) EXCLUDES(mu_);
   /// Oldest first.
   [[nodiscard]] std::vector<Span> snapshot() const EXCLUDES(mu_);
-  /// Spans that fell out of the ring.
-  [[nodiscard]] std::int64_t dropped() const EXCLUDES(mu_);
 
  private:
   mutable Mutex mu_;

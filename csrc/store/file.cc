@@ -41,6 +41,12 @@ bool direct_alignment_fits(int fd) {
   return fd >= 0;
 }
 
+std::string identity_of(const struct stat& info) {
+  return std::to_string(info.st_dev) + ":" + std::to_string(info.st_ino) + ":" +
+         std::to_string(info.st_size) + ":" + std::to_string(info.st_mtim.tv_sec) + "." +
+         std::to_string(info.st_mtim.tv_nsec);
+}
+
 // `buffered` once more, by O_DIRECT; none where the path names another file by now.
 FileDescriptor open_direct(const std::string& path, const struct stat& buffered) {
 #if defined(O_DIRECT)
@@ -73,9 +79,7 @@ ReadFile::ReadFile(const std::string& path, bool direct) : path_(path), direct_w
     throw IoError("open for reading: got something else, expected a regular file", path, 0, 0);
   }
   bytes_ = static_cast<std::uint64_t>(info.st_size);
-  identity_ = std::to_string(info.st_dev) + ":" + std::to_string(info.st_ino) + ":" +
-              std::to_string(info.st_size) + ":" + std::to_string(info.st_mtim.tv_sec) + "." +
-              std::to_string(info.st_mtim.tv_nsec);
+  identity_ = identity_of(info);
   if (direct) direct_ = open_direct(path, info);
 }
 
@@ -120,6 +124,12 @@ void ReadFile::read_exact(std::uint64_t offset, std::size_t bytes, std::byte* ta
                       std::to_string(bytes) + "; the file was cut: copy it again",
                   path_, offset, 0);
   }
+}
+
+std::string file_identity(int fd, const std::string& path) {
+  struct stat info{};
+  if (::fstat(fd, &info) != 0) throw IoError("stat", path, 0, errno);
+  return identity_of(info);
 }
 
 void write_exact(int fd, const std::string& path, std::uint64_t offset,

@@ -38,8 +38,7 @@ class ReadFile {
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
   /// Its size when it was opened.
   [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
-  /// Device, inode, size and time of change when it was opened: whether a path was given another
-  /// file or other bytes since.
+  /// `file_identity` when it was opened.
   [[nodiscard]] const std::string& identity() const noexcept { return identity_; }
   [[nodiscard]] bool is_direct() const noexcept { return static_cast<bool>(direct_); }
 
@@ -67,6 +66,10 @@ class ReadFile {
   FileDescriptor buffered_;
   FileDescriptor direct_;
 };
+
+/// Device, inode, size and time of change of an open file: whether a path was given another file or
+/// other bytes since. Errors: IoError naming `path`.
+[[nodiscard]] std::string file_identity(int fd, const std::string& path);
 
 /// Writes all of `bytes` at `offset`, whatever the system calls make of it.
 /// Errors: IoError with `path`, offset and errno; what to do is said when the disk is full.

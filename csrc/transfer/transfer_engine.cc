@@ -18,6 +18,27 @@ TransferEngine::~TransferEngine() {
     request->ticket->state.store(TicketState::kCancelled, std::memory_order_release);
 }
 
+void TransferEngine::reserve(std::int32_t loads) {
+  Impl& impl = *impl_;
+  MutexLock lock(impl.mu);
+  const auto count = static_cast<std::size_t>(std::max(0, loads));
+  impl.unused.reserve(count);
+  impl.queue.reserve(count);
+  impl.requests.reserve(count);
+  while (impl.requests.size() < count) {
+    impl.requests.push_back(std::make_unique<Impl::Request>());
+    impl.unused.push_back(impl.requests.back().get());
+  }
+  // Pools keep what was given back.
+  std::vector<std::shared_ptr<Ticket::Shared>> tickets;
+  for (std::int32_t i = 0; i < loads; ++i) {
+    tickets.push_back(
+        std::allocate_shared<Ticket::Shared>(TicketAllocator<Ticket::Shared>(impl.tickets)));
+    impl.by_key.try_emplace(make_key(-1, i), nullptr);
+  }
+  for (std::int32_t i = 0; i < loads; ++i) impl.by_key.erase(make_key(-1, i));
+}
+
 Ticket TransferEngine::submit(const LoadRequest& request) {
   Impl& impl = *impl_;
   MutexLock lock(impl.mu);
@@ -41,7 +62,12 @@ Ticket TransferEngine::submit(const LoadRequest& request) {
   });
   auto ticket = std::allocate_shared<Ticket::Shared>(TicketAllocator<Ticket::Shared>(impl.tickets));
   Impl::Request& known = impl.take_request_locked();
-  impl.by_key.insert_or_assign(request.key, &known);
+  try {
+    impl.by_key.insert_or_assign(request.key, &known);
+  } catch (...) {
+    impl.unused.push_back(&known);  // it has just left: there is room
+    throw;
+  }
   known.load = request;
   known.load.probability = Impl::rank_of(request.priority, request.probability);
   known.ticket = ticket;

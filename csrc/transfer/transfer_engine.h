@@ -63,6 +63,8 @@ class TransferEngine {
   TransferEngine(const TransferEngine&) = delete;
   TransferEngine& operator=(const TransferEngine&) = delete;
 
+  /// Takes the memory of `loads` at once now: up to so many, the members below need none.
+  void reserve(std::int32_t loads);
   /// Queues a load; a key already in flight gives its ticket, raised to the better priority and
   /// revived if it was being cancelled (the slot stays the one it has). Starts nothing: call
   /// `step`. Errors: InternalError when a key that is not in flight comes without a slot or chunks.

@@ -60,7 +60,10 @@ struct TransferEngine::Impl {
   };
 
   Impl(const ChunkSource& chunk_source, Link& the_link, Finished on_finished)
-      : source(chunk_source), link(the_link), finished(std::move(on_finished)), by_key(&nodes) {}
+      : source(chunk_source), link(the_link), finished(std::move(on_finished)), by_key(&nodes) {
+    // Chunks start on readers' threads, where a refused allocation has nobody to go to.
+    in_flight.reserve(static_cast<std::size_t>(std::max(1, link.depth())));
+  }
 
   Request& take_request_locked() REQUIRES(mu) {
     if (unused.empty()) {

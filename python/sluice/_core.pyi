@@ -21,7 +21,7 @@ class InternalError(SluiceError, AssertionError): ...
 
 def version() -> str: ...
 def build_info() -> dict[str, Any]:
-    """compiler, cpu_isa, isa_supported (list), cuda (bool)."""
+    """compiler, cpu_isa."""
 
 def parse_size(text: str | int) -> tuple[str, float]:
     """("bytes", n) or ("share", 0.25) of "6GiB", "6GB", "25%", 123. Errors: ConfigError."""
@@ -30,15 +30,27 @@ def drain_log() -> list[tuple[float, int, str]]:
     """Takes the core's log: (time_s, level, text), oldest first."""
 
 def policy_names() -> list[str]: ...
+def check_policy(name: str) -> None:
+    """ConfigError unless a session can have this policy."""
+
 def gate_names() -> list[str]: ...
-def crc32c(data: bytes) -> int: ...
 def fingerprint_files(paths: Sequence[str]) -> str: ...
+def file_identity(fd: int, path: str) -> str:
+    """What `read_safetensors_header` gives as "identity", of an open file."""
+
 def read_safetensors_header(path: str) -> dict[str, Any]:
     """{"tensors": [(name, dtype, shape, offset, bytes)], "metadata": {…}, "identity": str}; offset
     in the file, identity for `StoreBuilder.add_file`."""
 
 class Store:
-    """Expert bytes at rest (immutable)."""
+    """Expert bytes at rest (immutable).
+
+    Attributes:
+        adopted: Set by whoever builds one over adopted memory: what that memory belongs to, alive
+            for as long as the store.
+    """
+
+    adopted: list[Any]
 
     @property
     def num_layers(self) -> int: ...
@@ -51,9 +63,8 @@ class Store:
     def host_bytes(self) -> int: ...
     @property
     def description(self) -> str: ...
-    def read_expert(self, layer: int, expert: int) -> bytes:
-        """Canonical bytes of one expert."""
-    def read_expert_into(self, layer: int, expert: int, address: int, nbytes: int) -> None: ...
+    def read_expert_into(self, layer: int, expert: int, address: int, nbytes: int) -> None:
+        """Canonical bytes of one expert, to memory of exactly that size."""
 
 class StoreBuilder:
     def __init__(
@@ -114,10 +125,7 @@ class PackWriter:
     def resumed_experts(self) -> int: ...
     @property
     def num_experts(self) -> int: ...
-    @property
-    def file_bytes(self) -> int: ...
     def append_from(self, store: Store, layer: int, expert: int) -> None: ...
-    def append(self, address: int, nbytes: int) -> None: ...
     def finish(self) -> None: ...
     def close(self) -> None: ...
 
@@ -154,18 +162,6 @@ class Session:
         out_address) with the GIL; its exception ends the forward and is raised there."""
     @property
     def handle(self) -> int: ...
-    def forward(
-        self,
-        layer: int,
-        num_tokens: int,
-        top_k: int,
-        activations: str,
-        weights_dtype: str,
-        hidden: int,
-        expert_ids: int,
-        weights: int,
-        out: int,
-    ) -> None: ...
     def hint(self, hints: Sequence[tuple[int, int, float, float]]) -> None:
         """(layer, expert, probability, seconds from now until worthless; inf: never)."""
     def stats(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ BACKINGS = ("auto", "ram", "disk")
 VERIFICATIONS = ("first", "always", "never")
 MAX_IO_THREADS = 64
 CHUNK_RANGE = (4096, 4 << 20)
+MAX_BOUNCE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,11 @@ class OffloadOptions:
         _check_choice("backing", self.backing, BACKINGS)
         _check_choice("verify", self.verify, VERIFICATIONS)
         _check_threads(self.io_threads)
-        self.chunk_bytes_as_int()
+        if (bounce := self.io_threads * self.chunk_bytes_as_int()) > MAX_BOUNCE_BYTES:
+            raise ConfigError(
+                f"io_threads: got {self.io_threads} with chunk_bytes {self.chunk_bytes}, {bounce} "
+                f"bytes of reads at once, expected at most {MAX_BOUNCE_BYTES}; lower one of them"
+            )
         for name in ("direct", "strict", "timeline"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name}: got {getattr(self, name)!r}, expected True or False")
@@ -129,6 +134,10 @@ class OffloadOptions:
             raise ConfigError(
                 f"chunk_bytes: got {self.chunk_bytes!r}, expected {least} to {most} bytes"
             )
+        if amount % least:
+            raise ConfigError(
+                f"chunk_bytes: got {self.chunk_bytes!r}, expected whole {least} bytes"
+            )
         return int(amount)
 
 
@@ -164,12 +173,10 @@ def _check_policy(value: object) -> None:
         )
     if not isinstance(value, str):
         raise ConfigError(f"policy: got {value!r}, expected a name")
-    names = _core.policy_names()
-    families = {name.partition(":")[0] for name in names}
-    if value.partition(":")[0] not in families:
-        raise ConfigError(
-            f"policy: got {value!r}, expected one of {', '.join(names)}{_nearest(value, names)}"
-        )
+    try:
+        _core.check_policy(value)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_nearest(value, _core.policy_names())}") from None
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sluice import _core
 from sluice.config import OffloadOptions
+from sluice.folders import PACK_SUFFIX
 
 
 def make_pack(
@@ -31,16 +31,18 @@ def make_pack(
         CheckpointError: The checkpoint misses an expert or lies about one.
         IoError: No space, a failing disk, or another process that writes the same pack.
     """
-    from sluice.hf import checkpoint_files, describe, ingest, sources
+    from sluice.hf import describe
+    from sluice.hf.checkpoint.files import shard_files
+    from sluice.hf.checkpoint.ingest import write_pack
+    from sluice.hf.checkpoint.plan import plan_checkpoint
     from sluice.hf.detect import find_expert_sites
-    from sluice.hf.plan import plan_checkpoint
 
     folder = Path(checkpoint_dir)
-    path = Path(out) if out is not None else folder / f"experts{sources.PACK_SUFFIX}"
-    files = checkpoint_files.shard_files(folder)
+    path = Path(out) if out is not None else folder / f"experts{PACK_SUFFIX}"
+    files = shard_files(folder)
     model = describe.build_on_meta(folder)
     plan = plan_checkpoint(model, find_expert_sites(model), files)
-    ingest.write_pack(
+    write_pack(
         plan,
         path,
         OffloadOptions(device_memory="100%"),
@@ -54,18 +56,14 @@ def make_pack(
 
 def verify(
     pack: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+) -> None:
     """Reads a whole pack and compares every checksum.
 
     Args:
         pack: Its path.
         progress: Called with bytes done and all.
 
-    Returns:
-        The manifest.
-
     Raises:
         CheckpointError: The first lie: a header, a size, or an expert whose bytes changed.
     """
     _core.verify_pack(os.fspath(pack), progress)
-    return _core.open_pack(os.fspath(pack))[1]

@@ -102,9 +102,6 @@ def plan_model(
     model: str,
     layers: Sequence[LayerShape],
     device_memory: str | int | None = None,
-    *,
-    io_threads: int = 4,
-    chunk_bytes: int = 1 << 20,
 ) -> ModelPlan:
     """Plans one budget, or a table of them.
 
@@ -112,8 +109,6 @@ def plan_model(
         model: For the heading.
         layers: Every MoE layer.
         device_memory: A size, a share, or None for the table.
-        io_threads: As the session will have.
-        chunk_bytes: As the session will have.
 
     Raises:
         CapacityError: The budget is below one slot per size; the message names those that work.
@@ -129,7 +124,9 @@ def plan_model(
         options = OffloadOptions(device_memory=device_memory)
         asked = [(str(device_memory), options.budget_bytes(total))]
     largest = max(layer.expert_bytes for layer in layers)
-    bounce = min(io_threads * (min(chunk_bytes, largest) + _CHUNK_MARGIN_BYTES), _MOST_BOUNCE_BYTES)
+    options = OffloadOptions(device_memory="100%")  # what a session has unless it is told otherwise
+    chunk = min(options.chunk_bytes_as_int(), largest) + _CHUNK_MARGIN_BYTES
+    bounce = min(options.io_threads * chunk, _MOST_BOUNCE_BYTES)
     scratch = max(layer.top_k * layer.hidden for layer in layers) * 4
     return ModelPlan(
         model=model,

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ OPERATOR_FAILED = "sluice::experts_forward failed"
 """Begins the text of the RuntimeError behind which `_core.take_error` has the real one."""
 
 _LEAVING_S = 5.0
-_inside: deque[None] = deque()  # one entry per forward that runs; appending and popping are atomic
+_inside: set[tuple[int, int]] = set()  # (thread, session) of calls that wait in the core
 os.register_at_fork(after_in_child=_inside.clear)  # those threads are not in the child
 
 
@@ -165,7 +165,12 @@ class Session:
 
     def drain(self) -> None:
         """Waits until nothing is in flight; hints are cancelled."""
-        self._core.drain()
+        here = (threading.get_ident(), self.handle)
+        try:
+            _inside.add(here)
+            self._core.drain()
+        finally:
+            _inside.discard(here)
 
     def add_close_hook(self, hook: Callable[[], object]) -> None:
         """Has `hook` called once, before the session closes; the last one added goes first."""
@@ -187,11 +192,13 @@ class Session:
                 "close: called from inside a forward of the same session, expected a call outside "
                 "of its callbacks"
             )
+        here = (threading.get_ident(), self.handle)
         with self._close_lock:
             if self._closing:  # a hook that closes: its caller does
                 return
             self._closing = True
             try:
+                _inside.add(here)
                 while self._hooks:
                     hook = self._hooks.pop()
                     try:
@@ -206,6 +213,7 @@ class Session:
                     raise
             finally:
                 self._closing = False
+                _inside.discard(here)
 
     @property
     def closed(self) -> bool:
@@ -232,8 +240,9 @@ class Session:
     ) -> torch.Tensor:
         if os.getpid() != self._pid:  # before torch, whose own threads did not survive the fork
             raise self._inherited()
-        _inside.append(None)
+        here = (threading.get_ident(), self.handle)
         try:
+            _inside.add(here)
             return self._operator(self.handle, layer, hidden, ids, weights)
         except RuntimeError as error:
             # By object first: its error is its own, also where another thread closed it meanwhile.
@@ -242,7 +251,7 @@ class Session:
             if cause is None:
                 raise
         finally:
-            _inside.pop()
+            _inside.discard(here)
         log.pull()
         raise cause
 
@@ -286,7 +295,10 @@ def _leave() -> None:
     stands in end the process with it.
     """
     for session in list(_open):
-        session.__dict__["_end"]()  # not close: nobody needs his weights back any more
+        try:
+            session.__dict__["_end"]()  # not close: nobody needs his weights back any more
+        except SluiceError as error:
+            log.LOGGER.error("%r: %s", session, error)
     deadline = time.monotonic() + _LEAVING_S
     while _inside and time.monotonic() < deadline:
         time.sleep(0.001)

@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "store/journal.h"
+#include "store/pack/journal.h"
 
 // What is read from a journal, written and read again is the same.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

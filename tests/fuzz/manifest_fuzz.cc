@@ -4,8 +4,8 @@
 #include <string_view>
 
 #include "base/error.h"
-#include "store/pack.h"
-#include "store/pack_format.h"
+#include "store/pack/pack.h"
+#include "store/pack/pack_format.h"
 
 // A manifest that is accepted says the same when it is written again, and its sizes add up.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

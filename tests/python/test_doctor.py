@@ -12,7 +12,7 @@ import pytest
 
 from sluice import doctor
 from sluice.doctor.checks import version_tuple
-from sluice.doctor.machine import cgroup_limit
+from sluice.memory import cgroup_limit
 
 GIB = 1 << 30
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sluice.cli.common import Outcome
 from sluice.errors import ConfigError
+from sluice.folders import cache_folder
 from sluice.progress import Progress
 from sluice.text import format_bytes, table
 
@@ -59,10 +60,10 @@ def _verify(path: Path) -> Outcome:
 def _examine(*, full: bool) -> Outcome:
     from sluice import doctor
 
-    machine = doctor.look(doctor.cache_folder())
+    machine = doctor.look(cache_folder())
     with Progress("measuring", unit="probes") as progress:
         constants = doctor.measure(machine, full=full, progress=progress)
-    stored = doctor.store_constants(doctor.cache_folder(), constants)
+    stored = doctor.store_constants(cache_folder(), constants)
     findings = doctor.examine(machine)
     payload = {
         "machine": machine.to_dict(),

@@ -9,6 +9,7 @@ from typing import Any
 
 from sluice.cli.common import Outcome, add_budget, model_folder
 from sluice.errors import ConfigError
+from sluice.folders import cache_folder
 from sluice.limit import limit_of
 from sluice.progress import Progress
 from sluice.text import format_bytes
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> Outcome:
             text, new_tokens = _continue(model, load_tokenizer(folder), args, watch)
         if args.timeline:
             session.timeline(args.timeline)
-        constants = doctor.load_constants(doctor.cache_folder())
+        constants = doctor.load_constants(cache_folder())
         payload: dict[str, Any] = {"text": text, "new_tokens": new_tokens} | _phases(
             watch, new_tokens
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from sluice.cli.common import Outcome, add_budget
 from sluice.errors import ConfigError
+from sluice.folders import cache_folder
 from sluice.limit import Limit
 from sluice.plan import ModelPlan, plan_model, table_of
 from sluice.text import format_bytes
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> Outcome:
     plan = plan_path(args.model, args.device_memory)
     from sluice import doctor
 
-    constants = doctor.load_constants(doctor.cache_folder())
+    constants = doctor.load_constants(cache_folder())
     payload = plan.to_dict() | {"constants": constants.to_dict() if constants else None}
     return Outcome(payload, text_of(plan, constants))
 

@@ -1,7 +1,7 @@
 """What this machine can do, what stands in sluice's way, and what sluice has written on it."""
 
 from sluice.doctor.checks import Finding, examine
-from sluice.doctor.files import WrittenFile, cache_folder, folders, remove, written_files
+from sluice.doctor.files import WrittenFile, folders, remove, written_files
 from sluice.doctor.machine import Machine, look
 from sluice.doctor.measure import Constants, load_constants, measure, store_constants
 
@@ -10,7 +10,6 @@ __all__ = [
     "Finding",
     "Machine",
     "WrittenFile",
-    "cache_folder",
     "examine",
     "folders",
     "load_constants",

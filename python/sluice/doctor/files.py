@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sluice.hf.sources import PACK_SUFFIX, cache_folder
+from sluice.folders import PACK_SUFFIX, bench_folder, cache_folder
 
 _KINDS = (
     (re.compile(r"^spill-\d+-.*" + re.escape(PACK_SUFFIX) + r"$"), "spilled experts"),
     (re.compile(re.escape(PACK_SUFFIX) + r"$"), "pack of experts"),
-    (re.compile(re.escape(PACK_SUFFIX) + r"\.(partial|journal)$"), "unfinished pack"),
+    (re.compile(re.escape(PACK_SUFFIX) + r"\.(partial|journal|journal\.new)$"), "unfinished pack"),
     (re.compile(r"^doctor\.json$"), "measured constants"),
     (re.compile(r"^doctor(-|\.).*\.tmp$"), "left over by doctor"),
 )
@@ -44,8 +43,7 @@ class WrittenFile:
 
 def folders() -> list[Path]:
     """Where sluice writes unless it is told otherwise: its cache and the benchmarks' folder."""
-    bench = os.environ.get("SLUICE_BENCH_DIR") or Path.home() / ".cache" / "sluice" / "bench"
-    return [cache_folder(), Path(bench).expanduser()]
+    return [cache_folder(), bench_folder()]
 
 
 def written_files() -> list[WrittenFile]:

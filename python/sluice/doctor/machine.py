@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sluice import _core
+from sluice.memory import cgroup_limit, meminfo, read_text
 
-_NO_LIMIT = 1 << 60  # cgroup v1 writes "no limit" as a number beyond this
 _BLOCK_BYTES = 4096
 
 
@@ -73,7 +73,7 @@ def identity_of(folder: Path) -> dict[str, str | int]:
 def look(folder: Path) -> Machine:
     """Reads the facts; `folder` is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    memory = _meminfo()
+    memory = meminfo()
     return Machine(
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)),
@@ -91,51 +91,15 @@ def look(folder: Path) -> Machine:
     )
 
 
-def cgroup_limit(
-    membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> int | None:
-    """The least memory limit on the way from this process's control group to the root.
-
-    Both versions are understood; the arguments are for tests.
-    """
-    limits: list[int] = []
-    for line in _read(membership).splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            top, name = root, "memory.max"
-        elif "memory" in controllers.split(","):
-            top, name = root / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            text = _read(folder / name).strip()
-            if text.isdigit() and int(text) < _NO_LIMIT:
-                limits.append(int(text))
-            if folder == top:
-                break
-    return min(limits, default=None)
-
-
 def _cpu_model() -> str:
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
+    for line in read_text(Path("/proc/cpuinfo")).splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
-def _meminfo() -> dict[str, int]:
-    found: dict[str, int] = {}
-    for line in _read(Path("/proc/meminfo")).splitlines():
-        name, _, rest = line.partition(":")
-        words = rest.split()
-        if len(words) == 2 and words[1] == "kB":
-            found[name] = int(words[0]) * 1024
-    return found
-
-
 def _huge_pages() -> str:
-    text = _read(Path("/sys/kernel/mm/transparent_hugepage/enabled"))
+    text = read_text(Path("/sys/kernel/mm/transparent_hugepage/enabled"))
     _, bracket, rest = text.partition("[")
     return rest.partition("]")[0] if bracket else "unknown"
 
@@ -143,7 +107,7 @@ def _huge_pages() -> str:
 def _file_system(folder: Path) -> str:
     """Type of the mount with the longest path above `folder`."""
     target, best = str(folder.resolve()), ("", "unknown")
-    for line in _read(Path("/proc/self/mountinfo")).splitlines():
+    for line in read_text(Path("/proc/self/mountinfo")).splitlines():
         before, _, after = line.partition(" - ")
         mount = before.split()[4].replace("\\040", " ")
         inside = target == mount or target.startswith(mount.rstrip("/") + "/")
@@ -183,11 +147,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _read(path: Path) -> str:
-    """The file's text; empty where the kernel has no such file."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

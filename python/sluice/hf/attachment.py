@@ -1,25 +1,27 @@
 """What sluice changes on a model, in one object that undoes all of it.
 
 The swap of modules, the experts implementation in the configs, the lock against compiled decoding
-and four methods wrapped on the instance. Nothing of torch, of transformers or of a class is
+and five methods wrapped on the instance. Nothing of torch, of transformers or of a class is
 patched. The model owns the attachment and the session; neither owns the model.
 """
 
 from __future__ import annotations
 
+import functools
 import weakref
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from sluice.errors import UnsupportedModelError
 from sluice.hf import compat
 from sluice.hf.detect import Survey, owners_of_experts
 from sluice.hf.experts import OffloadedExperts
 
 _ATTRIBUTE = "_sluice_attachment"
 IMPLEMENTATION = "sluice"
-_WRAPPED = ("get_memory_footprint", "num_parameters", "save_pretrained", "_apply")
+_WRAPPED = ("get_memory_footprint", "num_parameters", "save_pretrained", "generate", "_apply")
 
 
 class Attachment:
@@ -139,16 +141,41 @@ def _wrap_methods(model: nn.Module, attachment: Attachment) -> None:
         with attachment.unlocked_generation_config():
             return kind.save_pretrained(held, *args, **kwargs)
 
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        held: Any = reference()
+        _refuse_mtp(held, *args, **kwargs)
+        return kind.generate(held, *args, **kwargs)
+
     def _apply(fn: Any, recurse: bool = True) -> Any:
         for module in attachment.modules:
             module.check_move(fn)  # before the first tensor is changed
         return kind._apply(reference(), fn, recurse)
 
-    for name, method in (
+    methods: tuple[tuple[str, Any], ...] = (
         ("get_memory_footprint", get_memory_footprint),
         ("num_parameters", num_parameters),
         ("save_pretrained", save_pretrained),
+        ("generate", generate),
         ("_apply", _apply),
-    ):
+    )
+    for name, method in methods:
         if hasattr(kind, name):
-            object.__setattr__(model, name, method)
+            object.__setattr__(
+                model, name, functools.update_wrapper(cast(Any, method), getattr(kind, name))
+            )
+
+
+def _refuse_mtp(
+    model: Any, inputs: Any = None, generation_config: Any = None, *_: Any, **kwargs: Any
+) -> None:
+    """Multi-token prediction loads a layer of its own inside of `generate`, resident and whole."""
+    own = getattr(model, "generation_config", None)
+    asked = [
+        kwargs.get("use_mtp"),
+        *(getattr(c, "use_mtp", None) for c in (generation_config, own)),
+    ]
+    if next((asks for asks in asked if asks is not None), False):  # as transformers merges them
+        raise UnsupportedModelError(
+            f"{type(model).__name__}.generate: got use_mtp=True, which loads one more layer with "
+            "all its experts past device_memory; generate without it"
+        )

@@ -12,7 +12,8 @@ import torch
 
 from sluice.errors import ConfigError, SluiceError, UnsupportedModelError
 from sluice.hf import compat, layout
-from sluice.hf.detect import ExpertSite, dtype_name, find_expert_sites
+from sluice.hf.detect import find_expert_sites
+from sluice.hf.site import ExpertSite, dtype_name
 from sluice.plan import LayerShape, plan_model, table_of
 
 # Names that families give to K; read for tables of budgets only, never for computing.
@@ -75,7 +76,6 @@ def layers_of(model: Any, sites: Sequence[ExpertSite]) -> list[LayerShape]:
     layers: list[LayerShape] = []
     for site in sites:
         dtype = dtype_name(site.dtype)
-        expert_bytes = layout.expert_bytes(site, dtype)
         layers.append(
             LayerShape(
                 name=site.name,
@@ -83,8 +83,8 @@ def layers_of(model: Any, sites: Sequence[ExpertSite]) -> list[LayerShape]:
                 top_k=_top_k(model, site),
                 hidden=site.hidden,
                 dtype=dtype,
-                expert_bytes=expert_bytes,
-                slot_bytes=-(-expert_bytes // layout.SLOT_ALIGNMENT) * layout.SLOT_ALIGNMENT,
+                expert_bytes=layout.expert_bytes(site, dtype),
+                slot_bytes=layout.slot_bytes(site, dtype),
             )
         )
     return layers

@@ -12,80 +12,28 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from sluice.errors import ConfigError, UnsupportedModelError
 from sluice.hf import compat
-from sluice.tensors import DTYPE_NAMES
+from sluice.hf.site import ExpertSite
 
 _LEAST_COVERAGE = 0.95
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ExpertSite:
-    """One experts module and everything the engine must know of it.
-
-    Shapes: w13 `[E, 2I, H]` (`[E, I, H]` without a gate), w2 `[E, H, I]`; both with their last two
-    dimensions swapped where `transposed`. Sizes are those of the tensors, not of a config.
-    """
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A module that may be experts and is no site."""
 
     name: str
     module: nn.Module
-    num_experts: int
-    hidden: int
-    intermediate: int
-    gated: bool
-    has_bias: bool
-    transposed: bool
-    concatenated: bool
-    has_post_norm: bool
+    num_bytes: int
+    reason: str
 
     @property
-    def parameters(self) -> dict[str, str]:
-        """Section of the canonical layout → parameter of the module."""
-        first = "gate_up_proj" if self.gated else "up_proj"
-        names = {"w13": first, "w2": "down_proj"}
-        if self.has_bias:
-            names |= {"b13": f"{first}_bias", "b2": "down_proj_bias"}
-        return names
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type that activations have."""
-        return self.module.down_proj.dtype  # type: ignore[return-value]
-
-    @property
-    def w13_rows(self) -> int:
-        """Rows of an expert's first matrix."""
-        return (2 if self.gated else 1) * self.intermediate
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of this site's parameters as the module holds them."""
-        return sum(p.numel() * p.element_size() for p in self.module.parameters(recurse=False))
-
-    @property
-    def num_parameters(self) -> int:
-        """Parameters of all its experts, wherever they are."""
-        each = (self.w13_rows + self.intermediate) * self.hidden
-        biases = self.w13_rows + self.hidden if self.has_bias else 0
-        return self.num_experts * (each + biases)
-
-    @property
-    def label(self) -> str:
-        """Site and class, for error messages."""
-        return f"{self.name} ({type(self.module).__name__})"
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The engine's name of a plain dtype; UnsupportedModelError on any other."""
-    if dtype not in DTYPE_NAMES:
-        raise UnsupportedModelError(
-            f"experts: got {dtype}, expected one of {', '.join(map(str, DTYPE_NAMES))}; "
-            "quantised experts are not supported yet"
-        )
-    return DTYPE_NAMES[dtype]
+    def is_named_so(self) -> bool:
+        """Whether its path or its class says "expert"."""
+        return "expert" in f"{self.name} {type(self.module).__name__}".lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +65,7 @@ def survey_experts(model: nn.Module, *, exclude: Iterable[str] = (), strict: boo
     """
     patterns = _compile(exclude)
     sites: list[ExpertSite] = []
-    leftover: list[tuple[str, nn.Module, int, str]] = []
+    suspects: list[Suspect] = []
     taken: list[str] = []
     for name, module in model.named_modules():
         if any(pattern.search(name) for pattern in patterns):
@@ -129,10 +77,10 @@ def survey_experts(model: nn.Module, *, exclude: Iterable[str] = (), strict: boo
             sites.append(site)
             taken.append(name)
         elif (likely := _looks_like_experts(name, module)) and not _is_resident(module):
-            leftover.append((name, module, likely, reason))
+            suspects.append(Suspect(name, module, likely, reason))
             taken.append(name)
-    _judge(model, sites, leftover, strict)
-    return Survey(tuple(sites), tuple(entry[0] for entry in leftover))
+    _judge(model, sites, suspects, strict)
+    return Survey(tuple(sites), tuple(suspect.name for suspect in suspects))
 
 
 def _examine(name: str, module: nn.Module) -> tuple[ExpertSite | None, str]:
@@ -229,23 +177,20 @@ def _is_resident(module: nn.Module) -> bool:
 
 
 def _judge(
-    model: nn.Module,
-    sites: list[ExpertSite],
-    leftover: list[tuple[str, nn.Module, int, str]],
-    strict: bool,
+    model: nn.Module, sites: list[ExpertSite], suspects: list[Suspect], strict: bool
 ) -> None:
     kind = type(model).__name__
     covered = sum(site.weight_bytes for site in sites)
-    left = sum(entry[2] for entry in leftover)
-    leftover.sort(key=lambda entry: "expert" not in f"{entry[0]} {type(entry[1]).__name__}".lower())
-    by_name = leftover and "expert" in f"{leftover[0][0]} {type(leftover[0][1]).__name__}".lower()
+    left = sum(suspect.num_bytes for suspect in suspects)
+    suspects.sort(key=lambda suspect: not suspect.is_named_so)
     too_little = covered < _LEAST_COVERAGE * (covered + left)
-    if leftover and (not sites or (strict and (by_name or too_little))):
-        name, module, _, reason = leftover[0]
+    if suspects and (not sites or (strict and (suspects[0].is_named_so or too_little))):
+        first = suspects[0]
         raise UnsupportedModelError(
-            f"{kind}: {name} ({type(module).__name__}) looks like experts, but {reason} "
-            f"(transformers {compat.version()}; sluice covers {covered} of {covered + left} expert "
-            f"bytes, expected {_LEAST_COVERAGE:.0%}); name it in exclude= to leave it resident"
+            f"{kind}: {first.name} ({type(first.module).__name__}) looks like experts, but "
+            f"{first.reason} (transformers {compat.version()}; sluice covers {covered} of "
+            f"{covered + left} expert bytes, expected {_LEAST_COVERAGE:.0%}); name it in exclude= "
+            "to leave it resident"
         )
     if not sites:
         raise UnsupportedModelError(

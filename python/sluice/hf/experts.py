@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sluice.errors import SluiceError, UnsupportedModelError
-from sluice.hf.detect import ExpertSite
+from sluice.hf.site import ExpertSite
 from sluice.tensors import DTYPE_NAMES
 
 TensorFn = Callable[[torch.Tensor], torch.Tensor]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sluice.hf.detect import ExpertSite
+from sluice.hf.site import ExpertSite
 from sluice.tensors import TORCH_DTYPES, tensor_at
 
 # Both signs, zero, and magnitudes at which every clamp bites and gelu differs from its tanh form.

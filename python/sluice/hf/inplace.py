@@ -7,9 +7,9 @@ open) and their storage is released. Either way the original modules wait in the
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
+import secrets
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -19,18 +19,18 @@ from torch import nn
 
 from sluice import _core
 from sluice.errors import ConfigError, UnsupportedModelError
+from sluice.folders import PACK_SUFFIX, cache_folder
 from sluice.hf import describe, layout
 from sluice.hf.attachment import Attachment, attachment_of
 from sluice.hf.binding import open_session
-from sluice.hf.detect import ExpertSite, Survey, dtype_name, survey_experts
-from sluice.hf.ingest import layer_geometry
+from sluice.hf.checkpoint.open import open_pack
+from sluice.hf.detect import Survey, survey_experts
 from sluice.hf.restore import restore_model
-from sluice.hf.sources import PACK_SUFFIX, cache_folder
+from sluice.hf.site import ExpertSite, dtype_name
 from sluice.progress import Progress
 from sluice.text import format_bytes
 
 _log = logging.getLogger("sluice")
-_spill_numbers = itertools.count()
 
 
 def survey_model(model: nn.Module, exclude: Sequence[str] = (), strict: bool = True) -> Survey:
@@ -66,7 +66,7 @@ def offload_model(model: nn.Module, survey: Survey, options: Any) -> Any:
             "weights count; name packs in OffloadConfig"
         )
     sites, in_ram = survey.sites, options.backing == "ram"
-    store = _adopt(sites, options) if in_ram else _spill(sites, options)
+    store = _memory_store(sites, options) if in_ram else _spill(sites, options)
     session = open_session(store, options, sites)
     attachment = Attachment(model, survey)
     try:
@@ -82,8 +82,6 @@ def offload_model(model: nn.Module, survey: Survey, options: Any) -> Any:
                 parameter = getattr(site.module, name)
                 parameter.data = torch.empty(0, dtype=parameter.dtype)
     session.add_close_hook(_restorer(model, attachment))
-    if in_ram:  # the store reads these addresses for as long as anybody can ask it
-        session.adopted = [tensor for site in sites for tensor in _tensors(site).values()]
     _log.info(
         "%s: %d layers, %s, budget %d bytes",
         type(model).__name__,
@@ -131,28 +129,27 @@ def _tensors(site: ExpertSite) -> dict[str, torch.Tensor]:
     return {s: getattr(site.module, name).detach() for s, name in site.parameters.items()}
 
 
-def _memory_store(sites: Sequence[ExpertSite], options: Any, description: str) -> Any:
+def _memory_store(sites: Sequence[ExpertSite], options: Any) -> Any:
     """A store over the parameters where they lie; the sites' modules keep them alive."""
     builder = layout.empty_builder(options)
     for site in sites:
         layer = layout.add_layer(builder, site, dtype_name(site.dtype))
         layout.add_tensors(builder, layer, site, _tensors(site))
-    return builder.build(description)
-
-
-def _adopt(sites: Sequence[ExpertSite], options: Any) -> Any:
-    return _memory_store(sites, options, "adopted memory")
+    store = builder.build("adopted memory")
+    store.adopted = [tensor for site in sites for tensor in _tensors(site).values()]
+    return store
 
 
 def _spill(sites: Sequence[ExpertSite], options: Any) -> Any:
     """The experts in a pack that lives as long as the store has it open."""
     folder = cache_folder(options.offload_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"spill-{os.getpid()}-{next(_spill_numbers)}{PACK_SUFFIX}"
+    # The random part: containers that share a folder may share process ids.
+    path = folder / f"spill-{os.getpid()}-{secrets.token_hex(8)}{PACK_SUFFIX}"
     total = sum(site.weight_bytes for site in sites)
     _log.info("spilling %s of experts to %s", format_bytes(total), path)
-    memory = _memory_store(sites, options, "adopted memory")
-    geometry = [layer_geometry(site, dtype_name(site.dtype)) for site in sites]
+    memory = _memory_store(sites, options)
+    geometry = [layout.layer_geometry(site, dtype_name(site.dtype)) for site in sites]
     try:
         writer = _core.PackWriter(str(path), geometry, fresh=True)
         try:
@@ -166,14 +163,8 @@ def _spill(sites: Sequence[ExpertSite], options: Any) -> Any:
             writer.finish()
         finally:
             writer.close()
-        store, _ = _core.open_pack(
-            str(path),
-            chunk_bytes=options.chunk_bytes_as_int(),
-            verify=options.verify,
-            direct=options.direct,
-        )
-        return store
+        return open_pack(str(path), options)[0]
     finally:
-        for leftover in (path, f"{path}.partial", f"{path}.journal"):
+        for leftover in (path, *(f"{path}.{end}" for end in ("partial", "journal", "journal.new"))):
             if os.path.exists(leftover):
                 os.unlink(leftover)

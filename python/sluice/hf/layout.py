@@ -15,8 +15,8 @@ import torch
 
 from sluice import _core
 from sluice.errors import InternalError
-from sluice.hf.detect import ExpertSite, dtype_name
-from sluice.hf.recipes import natural_shape, shape_of
+from sluice.hf.checkpoint.recipes import natural_shape, shape_of
+from sluice.hf.site import ExpertSite, dtype_name
 from sluice.tensors import TORCH_DTYPES
 
 SLOT_ALIGNMENT = 64
@@ -38,6 +38,24 @@ def section_ranges(site: ExpertSite, stored: str) -> dict[str, tuple[int, int]]:
 def expert_bytes(site: ExpertSite, stored: str) -> int:
     """One expert's canonical bytes, without padding behind its last section."""
     return sum(list(section_ranges(site, stored).values())[-1])
+
+
+def slot_bytes(site: ExpertSite, stored: str) -> int:
+    """The same as a slot holds it, padded."""
+    return -(-expert_bytes(site, stored) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+
+
+def layer_geometry(site: ExpertSite, stored: str) -> dict[str, Any]:
+    """A layer as the pack's manifest describes it."""
+    return {
+        "name": site.name,
+        "num_experts": site.num_experts,
+        "dtype": stored,
+        "hidden": site.hidden,
+        "intermediate": site.intermediate,
+        "gated": site.gated,
+        "has_bias": site.has_bias,
+    }
 
 
 def add_layer(builder: Any, site: ExpertSite, stored: str) -> int:

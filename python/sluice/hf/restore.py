@@ -10,6 +10,7 @@ from torch import nn
 from sluice.errors import CapacityError, ConfigError
 from sluice.hf import layout
 from sluice.hf.attachment import Attachment, attachment_of
+from sluice.memory import available_bytes
 from sluice.progress import Progress
 from sluice.text import format_bytes
 
@@ -41,7 +42,7 @@ def _fill(attachment: Attachment) -> None:
         site.num_parameters * kind.itemsize
         for site, kind in zip(attachment.sites, kinds, strict=True)
     )
-    available = _available_bytes()
+    available = available_bytes()
     if needed > available:
         raise CapacityError(
             f"restore: got {format_bytes(available)} of free RAM, expected {format_bytes(needed)} "
@@ -64,11 +65,3 @@ def _give(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
         setattr(module, name, nn.Parameter(tensor, requires_grad=held.requires_grad))
     else:
         held.data = tensor
-
-
-def _available_bytes() -> int:
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 1 << 62

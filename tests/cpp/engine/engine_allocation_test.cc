@@ -11,9 +11,13 @@
 
 namespace {
 std::atomic<std::int64_t> num_allocations{0};
+std::atomic<std::int64_t> allowed{INT64_MAX};  // so many more succeed, then one is refused …
+std::atomic<bool> refuses_on{false};           // … and all behind it
 
 void* allocate(std::size_t bytes, std::size_t alignment) {
   num_allocations.fetch_add(1, std::memory_order_relaxed);
+  const std::int64_t left = allowed.fetch_sub(1, std::memory_order_relaxed);
+  if (left == 0 || (left < 0 && refuses_on)) throw std::bad_alloc();
   void* const data = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
   if (data == nullptr) throw std::bad_alloc();
   return data;
@@ -67,6 +71,59 @@ TEST(EngineAllocation, WarmManyTokensTakeNoMemoryEither) {
   Rig rig(model, {.device_memory = model.slots(16), .host_device = true});
   (void)allocations_of(rig.engine(), calls, out);
   EXPECT_EQ(allocations_of(rig.engine(), calls, out), 0);
+}
+
+// Whichever allocation of a cold forward is refused: the call ends, nothing stays in flight, and
+// the next one computes what it should.
+void refuse_each_allocation() {
+  const ModelShape shape;
+  const Model model(shape, 1);
+  std::mt19937_64 rng(1);
+  const Call call = make_call(shape, 0, {.num_tokens = 3, .top_k = 4}, rng);
+  Rig untouched(model, {.device_memory = model.slots(4), .host_device = true});
+  const std::vector<std::byte> expected = untouched.forward(call);
+
+  std::int64_t num_refused = 0;
+  for (std::int64_t at = 0;; ++at) {
+    Rig rig(model, {.device_memory = model.slots(4), .host_device = true});
+    std::vector<std::byte> out(call.hidden.size());
+    const ForwardArgs args = call.args(out.data());
+    const Hint guess{make_key(1, 2), 0.5, kNever};
+    std::exception_ptr error;
+    rig.on_drive = [&rig] {  // the stepped link's own memory is not what is refused
+      const std::int64_t left = allowed.exchange(INT64_MAX);
+      rig.land_one();
+      allowed = left;
+    };
+    allowed = at;
+    try {
+      rig.engine().hint({&guess, 1});
+      rig.engine().forward(args);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    const bool ran_out = allowed.exchange(INT64_MAX) < 0;  // the number was reached
+    if (error) {
+      ++num_refused;
+      ASSERT_THROW(std::rethrow_exception(error), std::bad_alloc) << "allocation " << at;
+    }
+    ASSERT_EQ(rig.forward(call), expected) << "allocation " << at << " was refused";
+    rig.engine().drain();
+    ASSERT_EQ(rig.num_leases(), 0);
+    for (const auto& pool : rig.engine().residency()) {
+      for (const SlotCache::SlotView& slot : pool) ASSERT_NE(slot.state, SlotState::kLoading);
+    }
+    if (!ran_out) break;
+  }
+  EXPECT_GT(num_refused, 10);
+}
+
+TEST(EngineAllocation, ARefusedAllocationEndsTheCallAndNothingElse) { refuse_each_allocation(); }
+
+TEST(EngineAllocation, AndSoDoesOneBehindWhichNoneIsGranted) {
+  refuses_on = true;
+  refuse_each_allocation();
+  refuses_on = false;
 }
 
 TEST(EngineAllocation, TheRuleItselfCanFail) {

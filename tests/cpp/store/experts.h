@@ -7,7 +7,7 @@
 
 #include "store/expert_store.h"
 #include "store/io_scratch.h"
-#include "store/pack.h"
+#include "store/pack/pack.h"
 #include "store/temp_folder.h"
 
 namespace sluice::testing {

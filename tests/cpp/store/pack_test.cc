@@ -1,4 +1,4 @@
-#include "store/pack.h"
+#include "store/pack/pack.h"
 
 #include <gtest/gtest.h>
 

@@ -10,8 +10,8 @@
 #include "base/error.h"
 #include "store/experts.h"
 #include "store/fault_disk.h"
-#include "store/journal.h"
-#include "store/pack.h"
+#include "store/pack/journal.h"
+#include "store/pack/pack.h"
 
 namespace sluice {
 namespace {

@@ -30,7 +30,9 @@ class SteppedLink final : public Link {
   using Fill = std::function<void(const ChunkCopy& copy)>;
 
   explicit SteppedLink(int depth, Fill fill = {}, Device* device = nullptr)
-      : depth_(depth), fill_(std::move(fill)), device_(device) {}
+      : depth_(depth), fill_(std::move(fill)), device_(device) {
+    waiting_.reserve(static_cast<std::size_t>(depth));  // a start that throws leaves nothing behind
+  }
 
   [[nodiscard]] int depth() const override { return depth_; }
   void set_landed(Landed landed) override { landed_ = std::move(landed); }
@@ -39,8 +41,8 @@ class SteppedLink final : public Link {
     MutexLock lock(mu_);
     if (std::exchange(refuse_next_, false)) throw std::runtime_error("the link refused the chunk");
     EXPECT_FALSE(closed_) << "a chunk was started on a closed link";
-    waiting_.push_back(copy);
     history_.push_back(copy);
+    waiting_.push_back(copy);
     EXPECT_LE(waiting_.size(), static_cast<std::size_t>(depth_)) << "more in flight than the depth";
   }
   void close() override EXCLUDES(mu_) {

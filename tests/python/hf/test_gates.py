@@ -12,8 +12,9 @@ from torch import nn
 import sluice
 from sluice import _core
 from sluice.errors import InternalError
-from sluice.hf.detect import ExpertSite, find_expert_sites
+from sluice.hf.detect import find_expert_sites
 from sluice.hf.gates import closed_form, fingerprint
+from sluice.hf.site import ExpertSite
 
 from . import tiny
 

@@ -165,7 +165,7 @@ def test_restoring_without_memory_is_refused_and_the_model_stays_offloaded(
     session = sluice.offload(model, device_memory="25%")
     expected = tiny.greedy(model)
     with monkeypatch.context() as patch:
-        patch.setattr(restore, "_available_bytes", lambda: 1000)
+        patch.setattr(restore, "available_bytes", lambda: 1000)
         with pytest.raises(CapacityError, match=r"restore: got 1000 B of free RAM"):
             sluice.restore(model)
         with pytest.raises(CapacityError):

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from sluice.config import OffloadOptions
 from sluice.errors import CheckpointError, UnsupportedModelError
-from sluice.hf import describe, ingest, layout
-from sluice.hf.checkpoint_files import shard_files
+from sluice.hf import describe, layout
+from sluice.hf.checkpoint import ingest
+from sluice.hf.checkpoint.files import shard_files
+from sluice.hf.checkpoint.plan import CheckpointPlan, plan_checkpoint
 from sluice.hf.detect import find_expert_sites
-from sluice.hf.plan import CheckpointPlan, plan_checkpoint
 
 from . import tiny
 
@@ -94,6 +95,25 @@ def test_the_experts_number_is_the_integer_in_the_key_not_its_place(
     (first, *_) = plan.sites
     rebuilt = layout.read_tensors(store, 0, first.site, torch.float32)
     assert torch.equal(rebuilt["w13"], original[first.site.name].gate_up_proj)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16], ids=["in place", "ingested"])
+def test_a_shard_that_is_replaced_while_it_is_loaded_is_refused(
+    saved: Callable[..., Path], tmp_path: Path, dtype: torch.dtype | None
+) -> None:
+    folder = rewrite(saved("mixtral"), tmp_path, lambda _: None)
+    model = describe.build_on_meta(folder, dtype)
+    plan = plan_checkpoint(model, find_expert_sites(model), shard_files(folder))
+    assert bool(plan.needs_ingest) == (dtype is not None)
+    (shard,) = plan.files
+    other = Path(shard).with_suffix(".other")
+    other.write_bytes(Path(shard).read_bytes())
+    other.replace(shard)
+    with pytest.raises(CheckpointError, match="replaced meanwhile"):
+        if dtype is None:
+            ingest.store_in_place(plan, OPTIONS)
+        else:
+            ingest.convert_site(plan, plan.sites[0])
 
 
 def test_keys_that_the_model_ignores_are_ignored(

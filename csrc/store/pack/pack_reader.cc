@@ -9,8 +9,8 @@
 #include "base/error.h"
 #include "store/file.h"
 #include "store/io_scratch.h"
-#include "store/pack.h"
-#include "store/pack_format.h"
+#include "store/pack/pack.h"
+#include "store/pack/pack_format.h"
 #include "store/safetensors.h"
 
 namespace sluice {

@@ -1,4 +1,4 @@
-#include "store/partial_pack.h"
+#include "store/pack/partial_pack.h"
 
 #include <fcntl.h>
 #include <sys/file.h>

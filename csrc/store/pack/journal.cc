@@ -1,4 +1,4 @@
-#include "store/journal.h"
+#include "store/pack/journal.h"
 
 #include <unistd.h>
 

@@ -16,55 +16,55 @@ void LayerRun::place_all() {
   for (std::size_t i = 0; i < unplaced_.size(); ++i) {
     const std::int32_t idx = unplaced_[i];
     const auto remaining = static_cast<std::int32_t>(unplaced_.size() - i);
-    const auto placement = full ? Conversation::Placement::kNoSlot : place_one(idx, remaining);
-    if (placement == Conversation::Placement::kNoSlot) full = true;
-    if (placement == Conversation::Placement::kNotYet) retry_soon_ = true;
-    if (placement == Conversation::Placement::kNoSlot ||
-        placement == Conversation::Placement::kNotYet) {
+    const auto placement = full ? ExpertLoader::Placement::kNoSlot : place_one(idx, remaining);
+    if (placement == ExpertLoader::Placement::kNoSlot) full = true;
+    if (placement == ExpertLoader::Placement::kNotYet) retry_soon_ = true;
+    if (placement == ExpertLoader::Placement::kNoSlot ||
+        placement == ExpertLoader::Placement::kNotYet) {
       unplaced_[kept++] = idx;
     } else {
       started = true;
     }
   }
   unplaced_.resize(kept);
-  if (started) parts_.conversation.step();
+  if (started) parts_.loader.step();
 }
 
-Conversation::Placement LayerRun::place_one(std::int32_t idx, std::int32_t num_waiting) {
-  Conversation& conversation = parts_.conversation;
+ExpertLoader::Placement LayerRun::place_one(std::int32_t idx, std::int32_t num_waiting) {
+  ExpertLoader& loader = parts_.loader;
   Need& each = need(idx);
   for (;;) {
     RingSlot* reused = nullptr;
-    if (has_ring_ && ring_.size() >= ring_limit_ && !conversation.has_empty_slot(args_->layer)) {
+    if (has_ring_ && ring_.size() >= ring_limit_ && !loader.has_empty_slot(args_->layer)) {
       reused = idle_ring_slot();
-      if (reused == nullptr) return Conversation::Placement::kNoSlot;
+      if (reused == nullptr) return ExpertLoader::Placement::kNoSlot;
     }
-    Conversation::Placed placed =
-        conversation.place(key_of(each), idx, reused ? std::optional(reused->slot) : std::nullopt);
+    ExpertLoader::Placed placed =
+        loader.place(key_of(each), idx, reused ? std::optional(reused->slot) : std::nullopt);
     switch (placed.what) {
-      case Conversation::Placement::kReady:
+      case ExpertLoader::Placement::kReady:
         mark_ready(idx, std::move(placed.grant));
         break;
-      case Conversation::Placement::kStarted:
+      case ExpertLoader::Placement::kStarted:
         if (reused != nullptr) {
           reused->need = idx;
         } else if (has_ring_ && !placed.was_empty) {
           ring_.push_back({.slot = placed.slot, .need = idx});
         }
         [[fallthrough]];
-      case Conversation::Placement::kJoined:
+      case ExpertLoader::Placement::kJoined:
         each.state = Need::State::kLoading;
         each.slot = placed.slot;
         break;
-      case Conversation::Placement::kNoSlot:
+      case ExpertLoader::Placement::kNoSlot:
         if (reused != nullptr) {  // somebody else holds it now: the ring may take another
           ring_.erase(ring_.begin() + (reused - ring_.data()));
           continue;
         }
         // Guesses make room for demands, one each.
-        if (conversation.cancel_least_hint(args_->layer, num_waiting)) continue;
+        if (loader.cancel_least_hint(args_->layer, num_waiting)) continue;
         break;
-      case Conversation::Placement::kNotYet:
+      case ExpertLoader::Placement::kNotYet:
         break;
     }
     return placed.what;

@@ -11,10 +11,9 @@ import torch
 from sluice import _core
 from sluice.errors import CheckpointError, InternalError
 from sluice.hf import layout
-from sluice.hf.checkpoint_files import load_source
-from sluice.hf.detect import ExpertSite
-from sluice.hf.plan import CheckpointPlan, SitePlan
-from sluice.hf.recipes import Group
+from sluice.hf.checkpoint.files import load_source
+from sluice.hf.checkpoint.plan import CheckpointPlan, SitePlan
+from sluice.hf.checkpoint.recipes import Group
 from sluice.tensors import TORCH_DTYPES
 
 ReportFn = Callable[[int, int], None]
@@ -27,7 +26,6 @@ def write_pack(
     *,
     fingerprint: str,
     model_id: str = "",
-    revision: str = "",
     config_sha256: str = "",
     report: ReportFn | None = None,
 ) -> None:
@@ -38,9 +36,8 @@ def write_pack(
     store = None if plan.needs_ingest else store_in_place(plan, options)
     writer = _core.PackWriter(
         os.fspath(path),
-        [layer_geometry(p.site, p.stored) for p in plan.sites],
+        [layout.layer_geometry(p.site, p.stored) for p in plan.sites],
         model_id=model_id,
-        revision=revision,
         config_sha256=config_sha256,
         source_fingerprint=fingerprint,
     )
@@ -61,19 +58,6 @@ def write_pack(
         writer.finish()
     finally:
         writer.close()
-
-
-def layer_geometry(site: ExpertSite, stored: str) -> dict[str, Any]:
-    """A layer as the pack's manifest describes it."""
-    return {
-        "name": site.name,
-        "num_experts": site.num_experts,
-        "dtype": stored,
-        "hidden": site.hidden,
-        "intermediate": site.intermediate,
-        "gated": site.gated,
-        "has_bias": site.has_bias,
-    }
 
 
 def store_in_place(plan: CheckpointPlan, options: Any) -> Any:
@@ -149,9 +133,9 @@ def convert_site(plan: CheckpointPlan, site_plan: SitePlan) -> dict[str, torch.T
 def _run(plan: CheckpointPlan, group: Group, wanted: torch.dtype) -> dict[str, Any]:
     if group.converter is None:
         (_, source), *_ = group.all_sources()
-        return {group.target: load_source(source).to(wanted)}
+        return {group.target: load_source(source, plan.files[source.file]).to(wanted)}
     sources = [
-        (source.key, pattern, lambda s=source: load_source(s).to(wanted))
+        (source.key, pattern, lambda s=source: load_source(s, plan.files[s.file]).to(wanted))
         for pattern, source in group.all_sources()
     ]
     return plan.conversion.convert(group.target, group.converter, sources)

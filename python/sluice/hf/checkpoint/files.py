@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from sluice import _core
 from sluice.errors import CheckpointError
-from sluice.hf.recipes import Source
+from sluice.hf.checkpoint.recipes import Source
 from sluice.tensors import TORCH_DTYPES
 
 _DTYPES = {"F64": torch.float64, **TORCH_DTYPES}
@@ -54,10 +55,15 @@ def _weight_map(index: Path) -> Iterator[str]:
         ) from error
 
 
-def load_source(source: Source) -> torch.Tensor:
-    """One tensor of a shard, read whole."""
+def load_source(source: Source, identity: str) -> torch.Tensor:
+    """One tensor of a shard, read whole; CheckpointError when the shard was replaced meanwhile."""
     memory = bytearray(source.nbytes)
     with open(source.file, "rb", buffering=0) as file:
+        if _core.file_identity(file.fileno(), source.file) != identity:
+            raise CheckpointError(
+                f"{source.file}: got another file than the one whose header was read; it was "
+                "replaced meanwhile: load again"
+            )
         file.seek(source.offset)
         view = memoryview(memory)
         while view.nbytes:

@@ -1,4 +1,4 @@
-// The part of the conversation that concerns one call: who is ready, late or missing when it
+// The part of the loader that concerns one call: who is ready, late or missing when it
 // begins, slots for what is missing, landings, and its end.
 #include <algorithm>
 #include <iterator>
@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "engine/conversation.h"
+#include "engine/expert_loader.h"
 
 namespace sluice {
 namespace {
@@ -15,10 +15,11 @@ constexpr StreamHandle kComputeStream{};
 
 }  // namespace
 
-void Conversation::begin_call(LayerIdx layer, std::span<const ExpertIdx> experts,
+void ExpertLoader::begin_call(LayerIdx layer, std::span<const ExpertIdx> experts,
                               std::span<const std::int32_t> needs, std::span<Grant> grants,
                               std::span<Judgement> judged) {
   const MutexLock lock(mu_);
+  if (broken_) std::rethrow_exception(broken_);
   if (layer <= layer_) ++step_;
   layer_ = layer;
   ++call_;
@@ -49,7 +50,7 @@ void Conversation::begin_call(LayerIdx layer, std::span<const ExpertIdx> experts
   }
 }
 
-Grant Conversation::grant_locked(SlotPool& pool, SlotLease lease) {
+Grant ExpertLoader::grant_locked(SlotPool& pool, SlotLease lease) {
   SlotRecord& record = pool.record(lease.slot());
   if (record.call != call_) {
     record.call = call_;
@@ -59,7 +60,7 @@ Grant Conversation::grant_locked(SlotPool& pool, SlotLease lease) {
   return {.lease = std::move(lease), .data = pool.address(slot), .ready = record.ready};
 }
 
-Conversation::Placed Conversation::place(ExpertKey key, std::int32_t need,
+ExpertLoader::Placed ExpertLoader::place(ExpertKey key, std::int32_t need,
                                          std::optional<SlotIdx> pinned_to) {
   const MutexLock lock(mu_);
   SlotPool& pool = pool_of(key.layer);
@@ -97,26 +98,34 @@ Conversation::Placed Conversation::place(ExpertKey key, std::int32_t need,
   return {.what = Placement::kStarted, .slot = slot, .was_empty = was_empty, .grant = {}};
 }
 
-void Conversation::take_landings(std::vector<Landing>& landings) {
+void ExpertLoader::take_landings(std::vector<Landing>& landings) {
   const MutexLock lock(mu_);
   std::move(landings_.begin(), landings_.end(), std::back_inserter(landings));
   landings_.clear();
 }
 
-std::uint64_t Conversation::epoch() const {
+std::uint64_t ExpertLoader::epoch() const {
   const MutexLock lock(mu_);
   return epoch_;
 }
 
-bool Conversation::may_end(std::uint64_t seen) const {
+bool ExpertLoader::may_end(std::uint64_t seen) const {
   const MutexLock lock(mu_);
+  if (broken_) std::rethrow_exception(broken_);
   return loads_in_flight_ > 0 || epoch_ != seen;
 }
 
-void Conversation::wait(std::uint64_t seen, std::chrono::nanoseconds slice) {
+void ExpertLoader::wait(std::uint64_t seen, std::chrono::nanoseconds slice) {
   {
     const MutexLock lock(mu_);
     if (broken_) std::rethrow_exception(broken_);
+  }
+  wait_for_end(seen, slice);
+}
+
+void ExpertLoader::wait_for_end(std::uint64_t seen, std::chrono::nanoseconds slice) {
+  {
+    const MutexLock lock(mu_);
     if (epoch_ != seen) return;
     if (!drive_) {
       ended_.wait_for(mu_, slice);
@@ -126,7 +135,7 @@ void Conversation::wait(std::uint64_t seen, std::chrono::nanoseconds slice) {
   drive_();
 }
 
-void Conversation::give_back(Grant& grant, LayerIdx layer) {
+void ExpertLoader::give_back(Grant& grant, LayerIdx layer) {
   {
     const MutexLock lock(mu_);
     SlotRecord& record = pool_of(layer).record(grant.lease.slot());
@@ -141,7 +150,7 @@ void Conversation::give_back(Grant& grant, LayerIdx layer) {
   grant = {};
 }
 
-void Conversation::finish_call_locked(const CallReport& report) {
+void ExpertLoader::finish_call_locked(const CallReport& report) {
   unplaced_ = 0;
   ++stats_.forwards;
   stats_.tokens += report.num_tokens;
@@ -157,7 +166,7 @@ void Conversation::finish_call_locked(const CallReport& report) {
   feed_hints_locked();
 }
 
-void Conversation::end_call(const CallReport& report) {
+void ExpertLoader::end_call(const CallReport& report) {
   {
     const MutexLock lock(mu_);
     if (!report.streamed && call_waves_ > 1) ++waves_at_decode_;
@@ -166,9 +175,8 @@ void Conversation::end_call(const CallReport& report) {
   step();
 }
 
-void Conversation::abandon_call(const CallReport& report) {
-  std::vector<Landing> dropped;  // their leases end outside of the lock
-  std::vector<ExpertKey> loads;
+void ExpertLoader::abandon_call(const CallReport& report) {
+  abandoned_.clear();
   {
     const MutexLock lock(mu_);
     for (const auto& pool : pools_) {
@@ -177,14 +185,14 @@ void Conversation::abandon_call(const CallReport& report) {
         if (record.waiter < 0) continue;
         record.waiter = -1;
         record.cancelled = true;
-        loads.push_back(record.key);
+        abandoned_.push_back(record.key);
       }
     }
-    dropped.swap(landings_);
-    landings_.reserve(dropped.capacity());
+    landings_.swap(dropped_);
     finish_call_locked(report);
   }
-  for (const ExpertKey key : loads) transfer_->cancel(key, true);
+  dropped_.clear();  // leases end outside of the lock
+  for (const ExpertKey key : abandoned_) transfer_->cancel(key, true);
   step();
 }
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "store/file.h"
-#include "store/journal.h"
+#include "store/pack/journal.h"
 
 namespace sluice {
 

@@ -1,15 +1,15 @@
-// The part of the conversation that concerns loads: begun, joined, ended, and what they cost.
+// The part of the loader that concerns loads: begun, joined, ended, and what they cost.
 #include <algorithm>
 #include <string>
 #include <utility>
 
 #include "base/error.h"
-#include "engine/conversation.h"
+#include "engine/expert_loader.h"
 
 namespace sluice {
 
 // A guess comes true: its bytes change their name.
-void Conversation::ask_for_locked(SlotRecord& record) {
+void ExpertLoader::ask_for_locked(SlotRecord& record) {
   if (!record.by_hint || record.asked) return;
   record.asked = true;
   if (record.loading) {
@@ -20,7 +20,7 @@ void Conversation::ask_for_locked(SlotRecord& record) {
   }
 }
 
-void Conversation::join_locked(ExpertKey key, SlotRecord& record, std::int32_t need) {
+void ExpertLoader::join_locked(ExpertKey key, SlotRecord& record, std::int32_t need) {
   ask_for_locked(record);
   record.waiter = need;
   record.cancelled = false;
@@ -30,7 +30,7 @@ void Conversation::join_locked(ExpertKey key, SlotRecord& record, std::int32_t n
 }
 
 // The cache has just given `slot` to the request's expert.
-void Conversation::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest& request,
+void ExpertLoader::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest& request,
                                  std::int32_t need) {
   SlotRecord& record = pool.record(slot);
   if (record.occupied) {
@@ -69,13 +69,14 @@ void Conversation::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest
     --loads_in_flight_;
     if (record.by_hint) --hints_in_flight_;
     vacate_locked(pool, record);
+    record.waiter = -1;
     record.last_use = load.last_use;
     throw;
   }
 }
 
 // An expert leaves its slot: evicted, or its load came to nothing.
-void Conversation::vacate_locked(SlotPool& pool, SlotRecord& record) {
+void ExpertLoader::vacate_locked(SlotPool& pool, SlotRecord& record) {
   if (record.by_hint && !record.asked && !record.loading) {
     stats_.bytes_read_hint_pending -= record.bytes_read;
     stats_.bytes_read_hint_wasted += record.bytes_read;
@@ -88,7 +89,7 @@ void Conversation::vacate_locked(SlotPool& pool, SlotRecord& record) {
   stats_.resident_bytes -= pool.slot_bytes;
 }
 
-void Conversation::account_locked(const SlotRecord& record, TicketState state,
+void ExpertLoader::account_locked(const SlotRecord& record, TicketState state,
                                   std::uint64_t bytes_read) {
   stats_.bytes_read += bytes_read;
   if (!record.by_hint) {
@@ -103,7 +104,7 @@ void Conversation::account_locked(const SlotRecord& record, TicketState state,
   }
 }
 
-void Conversation::finished(const LoadRequest& request, TicketState state,
+void ExpertLoader::finished(const LoadRequest& request, TicketState state,
                             const std::exception_ptr& error, std::uint64_t bytes_read) {
   const MutexLock lock(mu_);
   const Nanos now = clock_.now();

@@ -1,4 +1,4 @@
-#include "store/pack_format.h"
+#include "store/pack/pack_format.h"
 
 #include <algorithm>
 #include <cstring>

@@ -39,8 +39,9 @@ struct Landing {
   std::exception_ptr error;  ///< of kFailed
 };
 
-/// What the cache and the transfer engine say to each other, under one lock: who is resident, who
-/// is on the way, who waits for it, which guess may use the link, and what all of it has cost.
+/// Brings experts into slots. All that the cache and the transfer engine tell each other passes
+/// here, under one lock: who is resident, who is on the way, who waits for it, which guess may use
+/// the link, and what all of it has cost.
 ///
 /// One call (a layer's forward) runs at a time, on its own thread: `begin_call`, then `place` for
 /// each miss, `take_landings` and `wait`, `give_back`, and `end_call` or `abandon_call`. Between
@@ -49,14 +50,14 @@ struct Landing {
 /// because both may end loads on the calling thread.
 ///
 /// Thread safety: every public member; those of a call belong to the thread that began it.
-class Conversation {
+class ExpertLoader {
  public:
-  Conversation(std::shared_ptr<const ExpertStore> store, Device& device, std::unique_ptr<Link> link,
+  ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& device, std::unique_ptr<Link> link,
                const Clock& clock, std::string_view policy, const MemoryPlan& plan,
                Timeline& timeline, std::function<void()> drive);
-  ~Conversation();
-  Conversation(const Conversation&) = delete;
-  Conversation& operator=(const Conversation&) = delete;
+  ~ExpertLoader();
+  ExpertLoader(const ExpertLoader&) = delete;
+  ExpertLoader& operator=(const ExpertLoader&) = delete;
 
   enum class Judgement : std::uint8_t { kHit, kLate, kMiss };
   /// Judges each expert once: residents are leased, all of them before any load begins (I7), loads
@@ -93,9 +94,9 @@ class Conversation {
   /// Counts ended loads, whoever they were for.
   [[nodiscard]] std::uint64_t epoch() const EXCLUDES(mu_);
   /// Returns when a load has ended since `seen`, or about `slice` later. On a link without threads
-  /// it drives once instead.
+  /// it drives once instead. Errors: what broke the loader.
   void wait(std::uint64_t seen, std::chrono::nanoseconds slice) EXCLUDES(mu_);
-  /// Whether a load has ended since `seen`, or is in flight.
+  /// Whether a load has ended since `seen`, or is in flight. Errors: what broke the loader.
   [[nodiscard]] bool may_end(std::uint64_t seen) const EXCLUDES(mu_);
 
   /// Records the slot's last use, then ends the lease (I4).
@@ -147,7 +148,8 @@ class Conversation {
   void feed_hints_locked() REQUIRES(mu_);
   /// False when there is no room: the guess goes on waiting.
   [[nodiscard]] bool take_hint_locked(const Hint& hint, Nanos now) REQUIRES(mu_);
-  void wait_until_idle() EXCLUDES(mu_);
+  void wait_for_end(std::uint64_t seen, std::chrono::nanoseconds slice) EXCLUDES(mu_);
+  void wait_until_idle() EXCLUDES(mu_);  // or broken: then loads may never end
   /// What an exception on a thread that nobody waits for becomes: the running call's error, and
   /// every later one's.
   void break_down(std::exception_ptr error) EXCLUDES(mu_);
@@ -163,6 +165,11 @@ class Conversation {
   const std::vector<std::int32_t> class_of_layer_;
   /// Records of every pool are guarded by mu_; the caches have locks of their own, taken inside it.
   std::vector<std::unique_ptr<SlotPool>> pools_;
+
+  // Of the call's own thread, with room for the most experts of a layer: a call that is abandoned
+  // for want of memory takes none.
+  std::vector<ExpertKey> abandoned_;
+  std::vector<Landing> dropped_;
 
   mutable Mutex mu_;
   CondVar ended_;

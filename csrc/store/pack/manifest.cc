@@ -2,8 +2,8 @@
 
 #include "base/error.h"
 #include "base/json.h"
-#include "store/pack.h"
-#include "store/pack_format.h"
+#include "store/pack/pack.h"
+#include "store/pack/pack_format.h"
 
 namespace sluice {
 namespace {

@@ -12,13 +12,13 @@ from typing import Any
 
 from sluice import _core
 from sluice.errors import CheckpointError
+from sluice.folders import PACK_SUFFIX, cache_folder
 from sluice.hf import layout
-from sluice.hf.ingest import layer_geometry, store_in_place, write_pack
-from sluice.hf.plan import CheckpointPlan
+from sluice.hf.checkpoint.ingest import store_in_place, write_pack
+from sluice.hf.checkpoint.plan import CheckpointPlan
 from sluice.progress import Progress
 from sluice.text import format_bytes
 
-PACK_SUFFIX = ".sluice.safetensors"
 _log = logging.getLogger("sluice")
 
 
@@ -33,7 +33,7 @@ def open_experts(plan: CheckpointPlan, options: Any) -> Any:
         IoError: No space for a pack that has to be made.
     """
     if options.pack not in ("auto", "none"):
-        store, manifest = _open_pack(os.fspath(options.pack), options)
+        store, manifest = open_pack(os.fspath(options.pack), options)
         if why := _misfit(plan, store, manifest, _core.fingerprint_files(list(plan.files))):
             raise CheckpointError(
                 f"{options.pack}: {why}; make one from this checkpoint with `sluice pack`, or "
@@ -47,7 +47,7 @@ def open_experts(plan: CheckpointPlan, options: Any) -> Any:
         ingested = ingest_path(plan, fingerprint, options.offload_dir)
         for path in [*sorted(found), str(ingested)]:
             if os.path.exists(path):
-                store, manifest = _open_pack(path, options)
+                store, manifest = open_pack(path, options)
                 if not (why := _misfit(plan, store, manifest, fingerprint)):
                     return store
                 _log.info("%s is left aside: %s", path, why)
@@ -67,13 +67,8 @@ def ingest_path(plan: CheckpointPlan, fingerprint: str, offload_dir: Any) -> Pat
     return cache_folder(offload_dir) / f"{name}-{key}{PACK_SUFFIX}"
 
 
-def cache_folder(offload_dir: Any = None) -> Path:
-    """The one place for what sluice writes: `offload_dir`, $SLUICE_CACHE, else ~/.cache/sluice."""
-    chosen = offload_dir or os.environ.get("SLUICE_CACHE") or Path.home() / ".cache" / "sluice"
-    return Path(chosen).expanduser()
-
-
-def _open_pack(path: str, options: Any) -> tuple[Any, dict[str, Any]]:
+def open_pack(path: str, options: Any) -> tuple[Any, dict[str, Any]]:
+    """(store, manifest) of a pack, read as the options say."""
     return _core.open_pack(
         path,
         chunk_bytes=options.chunk_bytes_as_int(),
@@ -94,7 +89,7 @@ def _misfit(plan: CheckpointPlan, store: Any, manifest: dict[str, Any], fingerpr
         return f"got {store.num_layers} layers, expected {len(plan.sites)}"
     for index, site_plan in enumerate(plan.sites):
         layer = store.layer(index)
-        for name, expected in layer_geometry(site_plan.site, site_plan.stored).items():
+        for name, expected in layout.layer_geometry(site_plan.site, site_plan.stored).items():
             if layer[name] != expected:
                 return f"{site_plan.site.name}: got {name} {layer[name]}, expected {expected}"
     return ""
@@ -108,5 +103,5 @@ def _ingest(plan: CheckpointPlan, fingerprint: str, path: Path, options: Any) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     with Progress("converting experts", unit="experts") as bar:
         write_pack(plan, path, options, fingerprint=fingerprint, report=bar)
-    store, _ = _open_pack(str(path), options)
+    store, _ = open_pack(str(path), options)
     return store

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/expert_layout.h"
-#include "store/pack.h"
+#include "store/pack/pack.h"
 
 namespace sluice {
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sluice.errors import CheckpointError
 from sluice.hf import compat
-from sluice.hf.detect import ExpertSite
+from sluice.hf.site import ExpertSite
 
 _WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 

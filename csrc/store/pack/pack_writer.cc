@@ -6,9 +6,9 @@
 #include "base/error.h"
 #include "base/log_ring.h"
 #include "store/io_scratch.h"
-#include "store/pack.h"
-#include "store/pack_format.h"
-#include "store/partial_pack.h"
+#include "store/pack/pack.h"
+#include "store/pack/pack_format.h"
+#include "store/pack/partial_pack.h"
 
 namespace sluice {
 

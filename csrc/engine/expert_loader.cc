@@ -1,4 +1,4 @@
-#include "engine/conversation.h"
+#include "engine/expert_loader.h"
 
 #include <algorithm>
 #include <utility>
@@ -16,7 +16,7 @@ PolicyShape shape_of(const ExpertStore& store) {
 
 }  // namespace
 
-class Conversation::StoreChunks final : public ChunkSource {
+class ExpertLoader::StoreChunks final : public ChunkSource {
  public:
   explicit StoreChunks(const ExpertStore& store) : store_(store) {}
   [[nodiscard]] std::int32_t num_chunks(ExpertKey key) const override {
@@ -30,7 +30,7 @@ class Conversation::StoreChunks final : public ChunkSource {
   const ExpertStore& store_;
 };
 
-Conversation::Conversation(std::shared_ptr<const ExpertStore> store, Device& device,
+ExpertLoader::ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& device,
                            std::unique_ptr<Link> link, const Clock& clock, std::string_view policy,
                            const MemoryPlan& plan, Timeline& timeline, std::function<void()> drive)
     : store_(std::move(store)),
@@ -51,7 +51,10 @@ Conversation::Conversation(std::shared_ptr<const ExpertStore> store, Device& dev
   for (std::int32_t l = 0; l < shape.num_layers; ++l) {
     slot_of_.emplace_back(static_cast<std::size_t>(store_->layer(LayerIdx{l}).num_experts), -1);
   }
-  landings_.reserve(static_cast<std::size_t>(shape.max_experts));
+  for (std::vector<Landing>* const each : {&landings_, &dropped_}) {
+    each->reserve(static_cast<std::size_t>(shape.max_experts));
+  }
+  abandoned_.reserve(static_cast<std::size_t>(shape.max_experts));
   stats_.budget_bytes = plan.budget_bytes;
   stats_.slab_bytes = plan.slab_bytes;
   transfer_ = std::make_unique<TransferEngine>(
@@ -64,6 +67,9 @@ Conversation::Conversation(std::shared_ptr<const ExpertStore> store, Device& dev
           break_down(std::current_exception());
         }
       });
+  std::int32_t num_slots = 0;
+  for (const SizeClass& size_class : plan.classes) num_slots += size_class.num_slots;
+  transfer_->reserve(num_slots);  // one load a slot
   link_->set_landed(
       [this](std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read) {
         try {
@@ -75,45 +81,45 @@ Conversation::Conversation(std::shared_ptr<const ExpertStore> store, Device& dev
       });
 }
 
-Conversation::~Conversation() { link_->close(); }
+ExpertLoader::~ExpertLoader() { link_->close(); }
 
-void Conversation::break_down(std::exception_ptr error) {
+void ExpertLoader::break_down(std::exception_ptr error) {
   const MutexLock lock(mu_);
   if (!broken_) broken_ = std::move(error);
   ++epoch_;
   ended_.notify_all();
 }
 
-SlotPool& Conversation::pool_of(LayerIdx layer) const {
+SlotPool& ExpertLoader::pool_of(LayerIdx layer) const {
   const auto idx = class_of_layer_[static_cast<std::size_t>(to_int(layer))];
   return *pools_[static_cast<std::size_t>(idx)];
 }
 
-std::int32_t& Conversation::slot_of_locked(ExpertKey key) {
+std::int32_t& ExpertLoader::slot_of_locked(ExpertKey key) {
   return slot_of_[static_cast<std::size_t>(to_int(key.layer))]
                  [static_cast<std::size_t>(to_int(key.expert))];
 }
 
-std::int32_t Conversation::num_slots(LayerIdx layer) const {
+std::int32_t ExpertLoader::num_slots(LayerIdx layer) const {
   return pool_of(layer).cache.num_slots();
 }
 
-bool Conversation::has_empty_slot(LayerIdx layer) const {
+bool ExpertLoader::has_empty_slot(LayerIdx layer) const {
   const MutexLock lock(mu_);
   const SlotPool& pool = pool_of(layer);
   return pool.occupied < pool.cache.num_slots();
 }
 
-Nanos Conversation::step() { return transfer_->step(clock_.now()); }
+Nanos ExpertLoader::step() { return transfer_->step(clock_.now()); }
 
-EngineStats Conversation::stats() const {
+EngineStats ExpertLoader::stats() const {
   const MutexLock lock(mu_);
   EngineStats stats = stats_;
   if (waves_at_decode_ > 0) stats.degradations["waves_at_decode"] = waves_at_decode_;
   return stats;
 }
 
-std::vector<std::vector<SlotCache::SlotView>> Conversation::residency() const {
+std::vector<std::vector<SlotCache::SlotView>> ExpertLoader::residency() const {
   std::vector<std::vector<SlotCache::SlotView>> views;
   for (const auto& pool : pools_) {
     views.push_back(pool ? pool->cache.snapshot() : std::vector<SlotCache::SlotView>{});
@@ -121,20 +127,20 @@ std::vector<std::vector<SlotCache::SlotView>> Conversation::residency() const {
   return views;
 }
 
-void Conversation::wait_until_idle() {
+void ExpertLoader::wait_until_idle() {
   for (;;) {
     std::uint64_t seen = 0;
     {
       const MutexLock lock(mu_);
-      if (loads_in_flight_ == 0) return;
+      if (loads_in_flight_ == 0 || broken_) return;
       seen = epoch_;
     }
     step();
-    wait(seen, std::chrono::milliseconds(50));
+    wait_for_end(seen, std::chrono::milliseconds(50));
   }
 }
 
-void Conversation::close() {
+void ExpertLoader::close() {
   {
     const MutexLock lock(mu_);
     paused_ = true;

@@ -18,8 +18,15 @@ import torch
 from sluice import _core
 from sluice.errors import CheckpointError, UnsupportedModelError
 from sluice.hf import compat
-from sluice.hf.detect import ExpertSite, dtype_name
-from sluice.hf.recipes import Group, Piece, Source, check_shapes, pieces_of, why_it_computes
+from sluice.hf.checkpoint.recipes import (
+    Group,
+    Piece,
+    Source,
+    check_shapes,
+    pieces_of,
+    why_it_computes,
+)
+from sluice.hf.site import ExpertSite, dtype_name
 
 _FLOATS = ("F64", "F32", "BF16", "F16")
 
@@ -153,7 +160,8 @@ def _plan_site(
         if target not in groups:
             raise CheckpointError(
                 f"{target}: got no tensor of the checkpoint for it, expected {site.num_experts} "
-                "experts; is a shard missing, or is this another model's checkpoint?"
+                "experts; is a shard missing, or is this another model's checkpoint? (sluice does "
+                "not see key_mapping=: rename the keys once, with save_pretrained)"
             )
         mine[section] = groups[target]
     wanted = _wanted_dtype(site, overrides)

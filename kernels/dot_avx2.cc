@@ -2,7 +2,7 @@
 //
 // Mapping: two ymm hold the 16 partial sums of one (row, token); 16 registers carry four tokens of
 // one row. A step takes 32 columns, as 16 + 16 (fp32, fp16) or even + odd (bf16).
-// Traffic and numerics as in expert_decode_avx512.cc.
+// Traffic and numerics as in dot_avx512.cc.
 #if defined(__x86_64__)
 
 #include <immintrin.h>

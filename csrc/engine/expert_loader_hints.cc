@@ -1,11 +1,11 @@
-// The part of the conversation that concerns guesses: law 4 says that they never block and never
+// The part of the loader that concerns guesses: law 4 says that they never block and never
 // change results, so each of them may be refused here at any time.
 #include <algorithm>
 #include <cmath>
 #include <new>
 
 #include "base/error.h"
-#include "engine/conversation.h"
+#include "engine/expert_loader.h"
 
 namespace sluice {
 namespace {
@@ -19,7 +19,7 @@ bool is_less_valuable(const SlotRecord& a, const SlotRecord& b) {
 
 }  // namespace
 
-void Conversation::hint(std::span<const Hint> hints) {
+void ExpertLoader::hint(std::span<const Hint> hints) {
   {
     const MutexLock lock(mu_);
     for (const Hint& hint : hints) {
@@ -41,12 +41,12 @@ void Conversation::hint(std::span<const Hint> hints) {
   step();
 }
 
-bool Conversation::class_has_slots(LayerIdx layer) const {
+bool ExpertLoader::class_has_slots(LayerIdx layer) const {
   const auto idx = class_of_layer_[static_cast<std::size_t>(to_int(layer))];
   return pools_[static_cast<std::size_t>(idx)] != nullptr;
 }
 
-void Conversation::feed_hints_locked() {
+void ExpertLoader::feed_hints_locked() {
   // At most half of what the link takes ahead; and a demand without a slot comes first.
   const std::int32_t room = std::max(1, link_->depth() / 2);
   const Nanos now = clock_.now();
@@ -60,7 +60,7 @@ void Conversation::feed_hints_locked() {
   }
 }
 
-bool Conversation::take_hint_locked(const Hint& hint, Nanos now) {
+bool ExpertLoader::take_hint_locked(const Hint& hint, Nanos now) {
   // Too late, here already, on its way, or just being reported: worth nothing.
   if (hint.deadline <= now || slot_of_locked(hint.key) >= 0 || transfer_->find(hint.key)) {
     ++stats_.hints_dropped;
@@ -88,7 +88,7 @@ bool Conversation::take_hint_locked(const Hint& hint, Nanos now) {
   return true;
 }
 
-bool Conversation::cancel_least_hint(LayerIdx layer, std::int32_t wanted) {
+bool ExpertLoader::cancel_least_hint(LayerIdx layer, std::int32_t wanted) {
   ExpertKey key{};
   {
     const MutexLock lock(mu_);
@@ -110,7 +110,7 @@ bool Conversation::cancel_least_hint(LayerIdx layer, std::int32_t wanted) {
   return true;
 }
 
-void Conversation::drain() {
+void ExpertLoader::drain() {
   std::vector<ExpertKey> loads;
   {
     const MutexLock lock(mu_);
@@ -125,10 +125,18 @@ void Conversation::drain() {
       }
     }
   }
-  for (const ExpertKey key : loads) transfer_->cancel(key);
-  wait_until_idle();
-  const MutexLock lock(mu_);
-  paused_ = false;
+  const auto go_on = [this] {
+    const MutexLock lock(mu_);
+    paused_ = false;
+  };
+  try {
+    for (const ExpertKey key : loads) transfer_->cancel(key);
+    wait_until_idle();
+  } catch (...) {
+    go_on();
+    throw;
+  }
+  go_on();
 }
 
 }  // namespace sluice

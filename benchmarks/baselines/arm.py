@@ -13,6 +13,7 @@ import torch
 from checkpoints import DTYPES
 from routing import Replay
 from sluice import _core
+from sluice.folders import PACK_SUFFIX
 
 
 @dataclass
@@ -36,9 +37,14 @@ class Sample:
         return sum(self.token_s) / max(1, len(self.token_s))
 
 
+def shards_of(checkpoint: Path) -> list[Path]:
+    """A checkpoint's own files: a pack may lie beside them."""
+    return [p for p in checkpoint.glob("*.safetensors") if not p.name.endswith(PACK_SUFFIX)]
+
+
 def expert_bytes(checkpoint: Path) -> int:
     """Bytes of every tensor below an `experts` module."""
-    headers = [_core.read_safetensors_header(str(p)) for p in checkpoint.glob("*.safetensors")]
+    headers = [_core.read_safetensors_header(str(path)) for path in shards_of(checkpoint)]
     return sum(
         size
         for header in headers

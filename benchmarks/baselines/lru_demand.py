@@ -129,8 +129,10 @@ class LruDemandArm(SluiceArm):
         }
 
     def counters(self) -> dict[str, Any]:
+        read = sum(s.misses * s.info["expert_bytes"] for s in self.sites)
         return {
             "requests": sum(s.requests for s in self.sites),
             "misses": sum(s.misses for s in self.sites),
-            "bytes_read_demand": sum(s.misses * s.info["expert_bytes"] for s in self.sites),
+            "bytes_read": read,
+            "bytes_read_demand": read,
         }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import sluice
-from baselines.arm import Arm
+from baselines.arm import Arm, shards_of
 from sluice import _core
 from sluice.folders import PACK_SUFFIX, bench_folder
 from sluice.pack import make_pack
@@ -65,7 +65,7 @@ class SluiceArm(Arm):
 
     def memory(self) -> dict[str, int]:
         stats = self.model.sluice.stats()
-        files = [Path(self.pack)] if self.pack else list(self.checkpoint.glob("*.safetensors"))
+        files = [Path(self.pack)] if self.pack else shards_of(self.checkpoint)
         return {
             "expert_bytes_granted": stats.budget_bytes,
             "expert_bytes_used": stats.peak_resident_bytes,

@@ -1,6 +1,7 @@
 """Every scenario end to end on a tiny model: outputs are compared, counters are asserted."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,3 +30,10 @@ def test_a_scenario_runs_and_its_counters_add_up(path: Path) -> None:
         if "late" in counters:
             total = counters["hits"] + counters["late"] + counters["misses"]
             assert counters["requests"] == pytest.approx(total)
+    # What "all resident" takes is the same for everybody, but for the padding of tiny slots.
+    whole = [row["memory"].get("expert_bytes_granted") for row in rows if is_resident(row)]
+    assert all(size == pytest.approx(whole[0], rel=0.2) for size in whole)
+
+
+def is_resident(row: dict[str, Any]) -> bool:
+    return row["mode"].startswith("resident-") and row["phase"] in {"decode", "prefill"}

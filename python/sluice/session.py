@@ -296,7 +296,8 @@ def _leave() -> None:
     """
     for session in list(_open):
         try:
-            session.__dict__["_end"]()  # not close: nobody needs his weights back any more
+            # Not close: nobody needs his weights back any more.
+            session._end()  # pyright: ignore[reportPrivateUsage]
         except SluiceError as error:
             log.LOGGER.error("%r: %s", session, error)
     deadline = time.monotonic() + _LEAVING_S

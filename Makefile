@@ -15,10 +15,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PART := .ci/part
 CMAKE := cmake -Wno-deprecated -G Ninja -S . -DSLUICE_TESTS=ON -DSLUICE_PYTHON=OFF -DSLUICE_WERROR=ON
-CLANG := $(shell command -v clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++ 2>/dev/null | head -1)
+CLANG = $(shell command -v clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++ 2>/dev/null | head -1)
 
 .PHONY: demo build test lint cpp sanitize thread-safety python bench-smoke \
-        test-long test-planted test-versions fuzz setup setup-demo clean
+        test-long test-planted test-versions fuzz setup setup-demo setup-fuzz clean
 
 demo: setup-demo
 	@$(PART) build $(MAKE) --no-print-directory build
@@ -39,6 +39,9 @@ setup:
 
 setup-demo:
 	@$(PART) setup .ci/setup demo
+
+setup-fuzz:
+	@$(PART) setup .ci/setup fuzz
 
 # Editable: sources stay in the tree, the two modules go to site-packages.
 build:
@@ -77,14 +80,15 @@ python:
 bench-smoke:
 	@python -m pytest tests/benchmarks
 
-test-planted:
+test-planted: setup
 	@python tests/planted/run.py
 
-test-long:
+# The whole battery, the soak tests, then the fuzzers.
+test-long: setup build
 	@python -m pytest tests -m 'not gpu'
 	@$(MAKE) --no-print-directory fuzz
 
-fuzz:
+fuzz: setup-fuzz
 	@cmake -G Ninja -S . -B build/fuzz -DSLUICE_FUZZ=ON -DSLUICE_PYTHON=OFF -DSLUICE_SANITIZE=fuzzer \
 	  -DCMAKE_CXX_COMPILER=$(CLANG) >build/fuzz.log && cmake --build build/fuzz -j$(JOBS) >>build/fuzz.log
 	@for f in build/fuzz/tests/fuzz/*_fuzz; do name=$$(basename $$f _fuzz); echo "$$f"; \
@@ -92,7 +96,7 @@ fuzz:
 	  -artifact_prefix=build/fuzz/ -dict=tests/fuzz/json.dict build/fuzz/found/$$name \
 	  tests/fuzz/corpus/$$name || exit 1; done
 
-test-versions:
+test-versions: setup build
 	@python tests/contract/versions.py
 
 clean:

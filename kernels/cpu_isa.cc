@@ -6,8 +6,21 @@
 #include "base/error.h"
 #include "kernels/tiers.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace sluice {
 namespace {
+
+#if defined(__x86_64__)
+/// Clang before 15 does not know the feature by name. AVX2 is asked for too: it implies the
+/// system's support of wide registers.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
 
 void require_tier(CpuIsa isa) {
   require<ConfigError>(cpu_supports(isa), [&] {
@@ -34,8 +47,7 @@ bool cpu_supports(CpuIsa isa) {
     case CpuIsa::kScalar:
       return true;
     case CpuIsa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("f16c");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     case CpuIsa::kAvx512:
       return cpu_supports(CpuIsa::kAvx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

@@ -45,7 +45,6 @@ def run(release: str) -> tuple[str, str, str]:
             suite,
             "-m",
             "not long",
-            "-q",
             "-p",
             "no:cacheprovider",
         ]

@@ -75,11 +75,16 @@ def restrict(group: tuple[Path, str, str] | None, headroom: int) -> dict[str, ob
 
 
 def fill(session: sluice.Session) -> None:
-    """Brings every expert into its slot."""
+    """Brings an expert into every slot."""
     layers = range(session.store.num_layers)
-    counts = [session.store.layer(layer)["num_experts"] for layer in layers]
-    session.hint([(a, b, 1.0, math.inf) for a in layers for b in range(counts[a])])
+    every = [(a, b) for a in layers for b in range(session.store.layer(a)["num_experts"])]
+    deadline = time.monotonic() + 120
     while any(slot[0] != "ready" for pool in session.residency() for slot in pool):
+        if time.monotonic() > deadline:
+            raise TimeoutError("not every slot was filled in two minutes")
+        held = {slot[1:3] for pool in session.residency() for slot in pool if slot[0] == "ready"}
+        # Some at a time: more guesses than the session keeps are dropped.
+        session.hint([(*key, 1.0, math.inf) for key in every if key not in held][:64])
         time.sleep(0.02)
 
 

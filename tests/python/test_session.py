@@ -106,7 +106,10 @@ def test_experts_come_back_as_they_were(small: SmallStore, tmp_path: Path) -> No
         with pytest.raises(ConfigError, match="expected 0 to 7"):
             session.store.read_expert_into(1, 8, copy.data_ptr(), nbytes)
     w13 = small.w13[1][5]
+    w2 = small.w2[1][5]
+    assert w13.nbytes % 64 == 0 and nbytes == w13.nbytes + w2.nbytes  # the whole expert, no gap
     assert torch.equal(copy[: w13.nbytes].view(torch.float32).view(w13.shape), w13)
+    assert torch.equal(copy[w13.nbytes :].view(torch.float32).view(w2.shape), w2)
 
 
 def test_residency_shows_who_is_where(small: SmallStore) -> None:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -430,3 +431,7 @@ def test_registration_is_once_and_only_on_first_use() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "once", done.stderr
+
+
+def test_compat_tells_the_version_that_is_installed() -> None:
+    assert sluice.hf.compat.version() == transformers.__version__

@@ -21,6 +21,7 @@ from small_store import SmallStore
 
 from sluice import _core
 from sluice.errors import CapacityError, CheckpointError, ConfigError, IoError, SluiceError
+from sluice.session import Session
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -320,13 +321,17 @@ def test_a_hook_that_fails_keeps_the_session_open(small: SmallStore) -> None:
     assert session.closed
 
 
+def refusal_to_close(session: Session) -> str:
+    with pytest.raises(SluiceError) as caught:
+        session.close()
+    return str(caught.value)
+
+
 def test_closing_inside_of_a_forward_is_refused_and_possible_afterwards(small: SmallStore) -> None:
     refused: list[str] = []
 
     def close_inside(*arguments: Any) -> None:
-        with pytest.raises(SluiceError) as caught:
-            session.close()
-        refused.append(str(caught.value))
+        refused.append(refusal_to_close(session))
         silu_callback(*arguments)
 
     layers = small.layers(kind="generic", gate_callback=close_inside)
@@ -351,9 +356,7 @@ def test_closing_in_a_callback_while_another_thread_closes_does_not_hang(
     def close_inside(*arguments: Any) -> None:
         closing.wait(10)
         time.sleep(0.05)  # the other thread is in `close` by now, waiting for this forward
-        with pytest.raises(SluiceError) as caught:
-            session.close()
-        refused.append(str(caught.value))
+        refused.append(refusal_to_close(session))
         silu_callback(*arguments)
 
     layers = small.layers(kind="generic", gate_callback=close_inside)

@@ -14,7 +14,7 @@ export TRANSFORMERS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PART := .ci/part
-CMAKE := cmake -Wno-deprecated -G Ninja -S . -DSLUICE_TESTS=ON -DSLUICE_PYTHON=OFF -DSLUICE_WERROR=ON
+CMAKE := cmake -Wno-deprecated -G Ninja -S . -DSLUICE_TESTS=ON -DSLUICE_PYTHON=OFF -DSLUICE_CUDA=OFF -DSLUICE_WERROR=ON
 CLANG = $(shell command -v clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++ 2>/dev/null | head -1)
 
 .PHONY: demo build test lint cpp sanitize thread-safety python bench-smoke \
@@ -89,7 +89,7 @@ test-long: setup build
 	@$(MAKE) --no-print-directory fuzz
 
 fuzz: setup-fuzz
-	@cmake -G Ninja -S . -B build/fuzz -DSLUICE_FUZZ=ON -DSLUICE_PYTHON=OFF -DSLUICE_SANITIZE=fuzzer \
+	@cmake -G Ninja -S . -B build/fuzz -DSLUICE_FUZZ=ON -DSLUICE_PYTHON=OFF -DSLUICE_CUDA=OFF -DSLUICE_SANITIZE=fuzzer \
 	  -DCMAKE_CXX_COMPILER=$(CLANG) >build/fuzz.log && cmake --build build/fuzz -j$(JOBS) >>build/fuzz.log
 	@for f in build/fuzz/tests/fuzz/*_fuzz; do name=$$(basename $$f _fuzz); echo "$$f"; \
 	  mkdir -p build/fuzz/found/$$name; $$f -max_total_time=300 -print_final_stats=1 \

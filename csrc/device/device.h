@@ -5,10 +5,9 @@
 #include <memory>
 #include <string>
 
-namespace sluice {
+#include "base/stream.h"
 
-/// A queue of device work. 0 is the caller's default queue; on a host device all are the same.
-enum class StreamHandle : std::uint64_t {};
+namespace sluice {
 
 /// A point in a stream's work, drawn from the device's pool. Default: a point already passed.
 enum class EventHandle : std::uint64_t {};
@@ -18,49 +17,84 @@ struct DeviceTraits {
   std::string name;
   /// Slots are ordinary memory that I/O threads may write: no copy engine, no staging.
   bool host_memory = true;
+  // Of an accelerator, for the plans of its kernels; 0 on a host device.
+  int compute_capability = 0;  ///< major · 10 + minor
+  int num_multiprocessors = 0;
+  std::size_t shared_bytes_per_block = 0;  ///< the most that a block may opt into
 };
 
 class Device;
 
-/// Device or pinned memory that returns itself. Move-only; outlived by its device.
+/// Where a buffer lies and who may read it.
+enum class MemoryKind : std::uint8_t {
+  kDevice,  ///< slots; the host must not touch it
+  kHost,    ///< pages of the system: a copy from here needs staging
+  kPinned,  ///< pages that the copy engine reads itself
+};
+
+/// Memory of a device, or of the host for it, that returns itself. Move-only; outlived by its
+/// device.
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
-  DeviceBuffer(Device* owner, std::byte* data, std::size_t bytes, bool pinned)
-      : owner_(owner), data_(data), bytes_(bytes), pinned_(pinned) {}
+  DeviceBuffer(Device* owner, std::byte* data, std::size_t bytes, MemoryKind kind)
+      : owner_(owner), data_(data), bytes_(bytes), kind_(kind) {}
   DeviceBuffer(DeviceBuffer&& other) noexcept;
   DeviceBuffer& operator=(DeviceBuffer&& other) noexcept;
   ~DeviceBuffer();
   [[nodiscard]] std::byte* data() const noexcept { return data_; }
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
+  [[nodiscard]] MemoryKind kind() const noexcept { return kind_; }
 
  private:
+  friend class Device;
   Device* owner_ = nullptr;
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
-  bool pinned_ = false;
+  MemoryKind kind_ = MemoryKind::kHost;
 };
 
-/// Everything the core asks of an accelerator. Host memory implements it in device_host.cc, a build
-/// without CUDA refuses it in device_none.cc, and tests single-step it with SteppedDevice.
+/// Everything the core asks of an accelerator. Host memory implements it in device_host.cc, CUDA in
+/// device_cuda.cc (device_none.cc where there is no toolkit), and tests single-step it with
+/// SteppedDevice.
 ///
 /// Thread safety: every member may be called from any thread.
-/// Errors: DeviceError naming the call; allocations that are refused throw CapacityError.
+/// Errors: DeviceError naming the call, its code and what it means; on CUDA the first one that
+/// leaves the context unusable is kept and thrown again by every later call. Allocations that are
+/// refused throw CapacityError.
 class Device {
  public:
   virtual ~Device() = default;
 
   [[nodiscard]] virtual DeviceTraits traits() const = 0;
 
-  /// One slab for slots, 4096-aligned, on huge pages where the system grants them.
+  /// One slab for slots or scratch, 4096-aligned on a host device (on huge pages where the system
+  /// grants them), 256-aligned on CUDA.
   [[nodiscard]] virtual DeviceBuffer allocate_slab(std::size_t bytes) = 0;
-  /// Host memory that copies may start from without staging.
-  [[nodiscard]] virtual DeviceBuffer allocate_pinned(std::size_t bytes) = 0;
+  /// Pages of the system, zeroed, 4096-aligned, on huge pages where granted; no page is touched.
+  [[nodiscard]] virtual DeviceBuffer allocate_host(std::size_t bytes) = 0;
+  /// Makes the pages of an `allocate_host` buffer such that copies need no staging. Costs the more
+  /// the fewer of them were touched before: fill first. False: refused by the system; the buffer
+  /// stays as it was.
+  [[nodiscard]] virtual bool pin(DeviceBuffer& buffer) = 0;
+  /// The two in one, for small buffers. Errors: CapacityError when either is refused.
+  [[nodiscard]] DeviceBuffer allocate_pinned(std::size_t bytes);
+
+  struct MemoryInfo {
+    std::uint64_t free_bytes = 0;
+    std::uint64_t total_bytes = 0;
+  };
+  /// Of the device, or of the RAM on a host device.
+  [[nodiscard]] virtual MemoryInfo memory_info() = 0;
 
   /// The queue that copies run on, apart from the caller's compute queue.
   [[nodiscard]] virtual StreamHandle copy_stream() = 0;
-  /// Enqueues a copy of one chunk; the source stays valid until an event recorded behind it passed.
+  /// Enqueues a copy of one chunk to the device; the source, pinned, stays valid until an event
+  /// recorded behind it passed.
   virtual void copy_async(std::byte* target, const std::byte* source, std::size_t bytes,
+                          StreamHandle stream) = 0;
+  /// The way back: `target` is pinned memory and holds the bytes once an event behind has passed.
+  virtual void read_async(std::byte* target, const std::byte* source, std::size_t bytes,
                           StreamHandle stream) = 0;
 
   /// A point behind all that `stream` holds now.
@@ -70,19 +104,28 @@ class Device {
   /// Blocks the calling thread until `event` passed.
   virtual void synchronize(EventHandle event) = 0;
   [[nodiscard]] virtual bool passed(EventHandle event) = 0;
-  /// Gives the event back to the pool.
+  /// Gives the event back to the pool. Waits that were enqueued on it stand.
   virtual void release(EventHandle event) noexcept = 0;
+  /// Whether work on `stream` is being recorded into a graph instead of running.
+  [[nodiscard]] virtual bool is_capturing(StreamHandle stream) = 0;
+
+ protected:
+  /// What `pin` of a device changes in a buffer of its own.
+  static void set_kind(DeviceBuffer& buffer, MemoryKind kind) noexcept { buffer.kind_ = kind; }
 
  private:
   friend class DeviceBuffer;
-  virtual void free_buffer(std::byte* data, std::size_t bytes, bool pinned) noexcept = 0;
+  virtual void free_buffer(std::byte* data, std::size_t bytes, MemoryKind kind) noexcept = 0;
 };
 
 /// RAM as the device: work is done when the call that enqueues it returns, events have passed.
 [[nodiscard]] std::unique_ptr<Device> make_host_device();
 
 /// The CUDA device `ordinal`.
-/// Errors: DeviceError in a build without CUDA.
+/// Errors: DeviceError in a build without CUDA, without a driver, or where there is no such device.
 [[nodiscard]] std::unique_ptr<Device> make_cuda_device(int ordinal);
+
+/// How many CUDA devices this process sees; 0 in a build without CUDA and without a driver.
+[[nodiscard]] int num_cuda_devices() noexcept;
 
 }  // namespace sluice

@@ -33,11 +33,16 @@ class SteppedDevice final : public Device {
     return {.name = "stepped", .host_memory = true};
   }
   [[nodiscard]] DeviceBuffer allocate_slab(std::size_t bytes) override {
-    return allocate(bytes, false);
+    return allocate(bytes, MemoryKind::kDevice);
   }
-  [[nodiscard]] DeviceBuffer allocate_pinned(std::size_t bytes) override {
-    return allocate(bytes, true);
+  [[nodiscard]] DeviceBuffer allocate_host(std::size_t bytes) override {
+    return allocate(bytes, MemoryKind::kHost);
   }
+  [[nodiscard]] bool pin(DeviceBuffer& buffer) override {
+    set_kind(buffer, MemoryKind::kPinned);
+    return true;
+  }
+  [[nodiscard]] MemoryInfo memory_info() override { return {}; }
   [[nodiscard]] StreamHandle copy_stream() override { return StreamHandle{1}; }
 
   void copy_async(std::byte* target, const std::byte* source, std::size_t bytes,
@@ -45,6 +50,11 @@ class SteppedDevice final : public Device {
     MutexLock lock(mu_);
     streams_[stream].push_back(Copy{target, source, bytes});
   }
+  void read_async(std::byte* target, const std::byte* source, std::size_t bytes,
+                  StreamHandle stream) override {
+    copy_async(target, source, bytes, stream);
+  }
+  [[nodiscard]] bool is_capturing(StreamHandle /*stream*/) override { return false; }
   [[nodiscard]] EventHandle record(StreamHandle stream) override EXCLUDES(mu_) {
     MutexLock lock(mu_);
     const EventHandle event{++last_event_};
@@ -129,16 +139,16 @@ class SteppedDevice final : public Device {
   };
   using Operation = std::variant<Copy, Record, Wait>;
 
-  DeviceBuffer allocate(std::size_t bytes, bool pinned) EXCLUDES(mu_) {
+  DeviceBuffer allocate(std::size_t bytes, MemoryKind kind) EXCLUDES(mu_) {
     MutexLock lock(mu_);
     const std::size_t padded = align_up(bytes == 0 ? 1 : bytes, kDirectAlignment);
     auto* const data = static_cast<std::byte*>(std::aligned_alloc(kDirectAlignment, padded));
     if (data == nullptr) throw std::bad_alloc();
     std::memset(data, 0xA5, padded);
     live_bytes_ += bytes;
-    return {this, data, bytes, pinned};
+    return {this, data, bytes, kind};
   }
-  void free_buffer(std::byte* data, std::size_t bytes, bool /*pinned*/) noexcept override
+  void free_buffer(std::byte* data, std::size_t bytes, MemoryKind /*kind*/) noexcept override
       EXCLUDES(mu_) {
     MutexLock lock(mu_);
     live_bytes_ -= bytes;

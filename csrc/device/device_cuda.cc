@@ -1,0 +1,289 @@
+#include <cuda_runtime_api.h>
+
+#include <exception>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/log_ring.h"
+#include "base/mutex.h"
+#include "device/device.h"
+#include "device/host_pages.h"
+
+namespace sluice {
+namespace {
+
+std::string describe(cudaError_t code) {
+  return std::string(cudaGetErrorName(code)) + " (" + std::to_string(static_cast<int>(code)) +
+         ": " + cudaGetErrorString(code) + ")";
+}
+
+/// Errors that say no to one call and leave the context as it was. Every other one is kept.
+bool is_refusal(cudaError_t code) {
+  return code == cudaErrorMemoryAllocation || code == cudaErrorInvalidValue ||
+         code == cudaErrorHostMemoryAlreadyRegistered || code == cudaErrorNotSupported ||
+         code == cudaErrorInvalidResourceHandle || code == cudaErrorStreamCaptureUnsupported;
+}
+
+/// Makes a device the calling thread's own for a scope: the caller's choice comes back.
+class OnDevice {
+ public:
+  explicit OnDevice(int ordinal) {
+    if (cudaGetDevice(&before_) != cudaSuccess || before_ == ordinal) return;
+    changed_ = cudaSetDevice(ordinal) == cudaSuccess;
+  }
+  ~OnDevice() {
+    if (changed_) (void)cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+class CudaDevice final : public Device {
+ public:
+  explicit CudaDevice(int ordinal) : ordinal_(ordinal), name_("cuda:" + std::to_string(ordinal)) {
+    int count = 0;
+    const cudaError_t code = cudaGetDeviceCount(&count);
+    if (code != cudaSuccess) (void)cudaGetLastError();  // it is reported here, once
+    require<DeviceError>(code == cudaSuccess, [&] {
+      return "device " + name_ + ": got " + describe(code) +
+             " from cudaGetDeviceCount, expected a working driver; see nvidia-smi, or keep the "
+             "model on the CPU";
+    });
+    require<DeviceError>(ordinal >= 0 && ordinal < count, [&] {
+      return "device " + name_ + ": got " + std::to_string(count) +
+             " CUDA devices, expected one of that number; choose another";
+    });
+    const OnDevice here(ordinal_);
+    traits_ = {.name = name_, .host_memory = false};
+    const auto attribute = [&](cudaDeviceAttr which) {
+      int value = 0;
+      check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, which, ordinal_));
+      return value;
+    };
+    traits_.compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                                 attribute(cudaDevAttrComputeCapabilityMinor);
+    traits_.num_multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+    traits_.shared_bytes_per_block =
+        static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+    require<DeviceError>(traits_.compute_capability >= 80, [&] {
+      return "device " + name_ + ": got compute capability " +
+             std::to_string(traits_.compute_capability / 10) + "." +
+             std::to_string(traits_.compute_capability % 10) +
+             ", expected 8.0 or newer; keep the model on the CPU";
+    });
+    check("cudaStreamCreateWithFlags",
+          cudaStreamCreateWithFlags(&copy_stream_, cudaStreamNonBlocking));
+  }
+
+  ~CudaDevice() override {
+    const OnDevice here(ordinal_);
+    log_failure("cudaStreamDestroy", cudaStreamDestroy(copy_stream_));
+    const MutexLock lock(mu_);
+    for (const cudaEvent_t event : free_events_) {
+      log_failure("cudaEventDestroy", cudaEventDestroy(event));
+    }
+  }
+
+  [[nodiscard]] DeviceTraits traits() const override { return traits_; }
+
+  [[nodiscard]] DeviceBuffer allocate_slab(std::size_t bytes) override {
+    if (bytes == 0) return {};
+    const OnDevice here(ordinal_);
+    void* data = nullptr;
+    const cudaError_t code = cudaMalloc(&data, bytes);
+    if (code == cudaErrorMemoryAllocation) {
+      (void)cudaGetLastError();
+      const MemoryInfo memory = memory_info();
+      throw CapacityError("slab on " + name_ + ": got a refusal for " + std::to_string(bytes) +
+                          " bytes with " + std::to_string(memory.free_bytes) + " of " +
+                          std::to_string(memory.total_bytes) +
+                          " bytes free; lower device_memory, or free what else is on the device");
+    }
+    check("cudaMalloc", code);
+    return {this, static_cast<std::byte*>(data), bytes, MemoryKind::kDevice};
+  }
+
+  [[nodiscard]] DeviceBuffer allocate_host(std::size_t bytes) override {
+    if (bytes == 0) return {};
+    return {this, map_host_pages(bytes, "host memory", "lower host_memory"), bytes,
+            MemoryKind::kHost};
+  }
+
+  [[nodiscard]] bool pin(DeviceBuffer& buffer) override {
+    if (buffer.kind() != MemoryKind::kHost || buffer.bytes() == 0) return true;
+    const OnDevice here(ordinal_);
+    const cudaError_t code =
+        cudaHostRegister(buffer.data(), buffer.bytes(), cudaHostRegisterPortable);
+    if (is_refusal(code)) {
+      (void)cudaGetLastError();
+      log_ring().log(LogLevel::kWarning, "cudaHostRegister of " + std::to_string(buffer.bytes()) +
+                                             " bytes: got " + describe(code) +
+                                             "; copies from there go through staging");
+      return false;
+    }
+    check("cudaHostRegister", code);
+    set_kind(buffer, MemoryKind::kPinned);
+    return true;
+  }
+
+  [[nodiscard]] MemoryInfo memory_info() override {
+    const OnDevice here(ordinal_);
+    std::size_t free_bytes = 0;
+    std::size_t total_bytes = 0;
+    check("cudaMemGetInfo", cudaMemGetInfo(&free_bytes, &total_bytes));
+    return {.free_bytes = free_bytes, .total_bytes = total_bytes};
+  }
+
+  [[nodiscard]] StreamHandle copy_stream() override {
+    return StreamHandle{reinterpret_cast<std::uintptr_t>(copy_stream_)};
+  }
+
+  void copy_async(std::byte* target, const std::byte* source, std::size_t bytes,
+                  StreamHandle stream) override {
+    enqueue_copy(target, source, bytes, cudaMemcpyHostToDevice, stream);
+  }
+  void read_async(std::byte* target, const std::byte* source, std::size_t bytes,
+                  StreamHandle stream) override {
+    enqueue_copy(target, source, bytes, cudaMemcpyDeviceToHost, stream);
+  }
+
+  [[nodiscard]] EventHandle record(StreamHandle stream) override {
+    const OnDevice here(ordinal_);
+    const cudaEvent_t event = take_event();
+    const cudaError_t code = cudaEventRecord(event, native(stream));
+    if (code != cudaSuccess) give_event(event);
+    check("cudaEventRecord", code);
+    return EventHandle{reinterpret_cast<std::uintptr_t>(event)};
+  }
+  void wait(StreamHandle stream, EventHandle event) override {
+    if (event == EventHandle{}) return;
+    const OnDevice here(ordinal_);
+    check("cudaStreamWaitEvent", cudaStreamWaitEvent(native(stream), native(event), 0));
+  }
+  void synchronize(EventHandle event) override {
+    if (event == EventHandle{}) return;
+    const OnDevice here(ordinal_);
+    check("cudaEventSynchronize", cudaEventSynchronize(native(event)));
+  }
+  [[nodiscard]] bool passed(EventHandle event) override {
+    if (event == EventHandle{}) return true;
+    const OnDevice here(ordinal_);
+    const cudaError_t code = cudaEventQuery(native(event));
+    if (code == cudaErrorNotReady) return false;
+    check("cudaEventQuery", code);
+    return true;
+  }
+  void release(EventHandle event) noexcept override {
+    if (event != EventHandle{}) give_event(native(event));
+  }
+  [[nodiscard]] bool is_capturing(StreamHandle stream) override {
+    const OnDevice here(ordinal_);
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    const cudaError_t code = cudaStreamIsCapturing(native(stream), &status);
+    // Said of the legacy stream while any other one of the thread captures.
+    if (code == cudaErrorStreamCaptureImplicit) {
+      (void)cudaGetLastError();
+      return true;
+    }
+    check("cudaStreamIsCapturing", code);
+    return status != cudaStreamCaptureStatusNone;
+  }
+
+ private:
+  static cudaStream_t native(StreamHandle stream) {
+    return reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(stream));
+  }
+  static cudaEvent_t native(EventHandle event) {
+    return reinterpret_cast<cudaEvent_t>(static_cast<std::uintptr_t>(event));
+  }
+
+  // What has broken the context is the cause of whatever fails behind it: the first one is told.
+  void check(const char* call, cudaError_t code) EXCLUDES(mu_) {
+    if (code == cudaSuccess) [[likely]]
+      return;
+    (void)cudaGetLastError();
+    const DeviceError error(std::string(call) + " on " + name_ + ": got " + describe(code) +
+                            ", expected success; the session has failed, make a new one");
+    if (is_refusal(code)) throw error;
+    const MutexLock lock(mu_);
+    if (!failure_) failure_ = std::make_exception_ptr(error);
+    std::rethrow_exception(failure_);
+  }
+  void log_failure(const char* call, cudaError_t code) const noexcept {
+    if (code == cudaSuccess) return;
+    (void)cudaGetLastError();
+    try {
+      log_ring().log(LogLevel::kError, std::string(call) + " on " + name_ + ": got " +
+                                           describe(code) + " while giving back");
+    } catch (...) {  // no memory to say it
+    }
+  }
+
+  void enqueue_copy(std::byte* target, const std::byte* source, std::size_t bytes,
+                    cudaMemcpyKind kind, StreamHandle stream) {
+    if (bytes == 0) return;
+    const OnDevice here(ordinal_);
+    check("cudaMemcpyAsync", cudaMemcpyAsync(target, source, bytes, kind, native(stream)));
+  }
+
+  cudaEvent_t take_event() EXCLUDES(mu_) {
+    {
+      const MutexLock lock(mu_);
+      if (!free_events_.empty()) {
+        const cudaEvent_t event = free_events_.back();
+        free_events_.pop_back();
+        return event;
+      }
+      // Room for one more to come back, so that giving back never allocates.
+      free_events_.reserve(++num_events_);
+    }
+    cudaEvent_t event = nullptr;
+    check("cudaEventCreateWithFlags", cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    return event;
+  }
+  void give_event(cudaEvent_t event) noexcept EXCLUDES(mu_) {
+    const MutexLock lock(mu_);
+    free_events_.push_back(event);
+  }
+
+  void free_buffer(std::byte* data, std::size_t bytes, MemoryKind kind) noexcept override {
+    const OnDevice here(ordinal_);
+    if (kind == MemoryKind::kDevice) {
+      log_failure("cudaFree", cudaFree(data));
+      return;
+    }
+    if (kind == MemoryKind::kPinned) log_failure("cudaHostUnregister", cudaHostUnregister(data));
+    unmap_host_pages(data, bytes);
+  }
+
+  const int ordinal_;
+  const std::string name_;
+  DeviceTraits traits_;
+  cudaStream_t copy_stream_ = nullptr;
+
+  Mutex mu_;
+  std::size_t num_events_ GUARDED_BY(mu_) = 0;
+  std::vector<cudaEvent_t> free_events_ GUARDED_BY(mu_);
+  std::exception_ptr failure_ GUARDED_BY(mu_);
+};
+
+}  // namespace
+
+std::unique_ptr<Device> make_cuda_device(int ordinal) {
+  return std::make_unique<CudaDevice>(ordinal);
+}
+
+int num_cuda_devices() noexcept {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  (void)cudaGetLastError();
+  return 0;
+}
+
+}  // namespace sluice

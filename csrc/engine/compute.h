@@ -1,20 +1,14 @@
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <span>
-#include <vector>
 
-#include "engine/engine.h"
+#include "engine/forward.h"
 #include "engine/grouping.h"
-#include "engine/scratch.h"
-#include "kernels/expert_decode.h"
+#include "kernels/expert_weights.h"
+#include "store/expert_store.h"
 
 namespace sluice {
-
-/// Rows of a stored matrix that are widened at a time where activations are wider than weights. A
-/// constant, because it is the shape of a GEMM: part of law 1.
-inline constexpr std::int64_t kWidenRows = 256;
 
 /// An expert whose bytes are ready, and its rows of the running call.
 struct ReadyExpert {
@@ -22,85 +16,32 @@ struct ReadyExpert {
   ExpertWeights weights;
 };
 
-/// The arithmetic of one call: each expert's rows into scratch [T · K, H], then the combine.
+/// The arithmetic of one call: each expert's rows into scratch [T · K, H], then the combine. On a
+/// host device it is done when a call returns; on an accelerator it is enqueued on the call's
+/// stream.
 ///
-/// Which path an expert takes depends on its own rows alone: `kFewTokens` or fewer go to the
-/// memory-bound kernel, several experts at once (their bits do not depend on each other); more, and
-/// every site with a callback, to two GEMMs with the gate between them, one expert at a time.
-///
-/// Numerics of the many-token path: gathered rows · w13ᵀ in the activations' type, the bias and the
-/// gate in fp32, one rounding of h, · w2ᵀ in the activations' type, the bias in fp32.
+/// Which path an expert takes depends on its own rows alone, so its bits do not depend on who else
+/// is computed with it (law 1).
 ///
 /// Thread safety: one call at a time, on its thread; `workspace_bytes` from anywhere.
 class ExpertCompute {
  public:
-  ExpertCompute(ParallelFor& parallel, GemmFn gemm_fn, void* gemm_context)
-      : parallel_(parallel), gemm_(gemm_fn), gemm_context_(gemm_context) {}
+  virtual ~ExpertCompute() = default;
 
-  /// Sizes the scratch of a call. Everything named must outlive the call.
+  /// Groups the call's rows and sizes the scratch. Everything named must outlive the call.
   /// Errors: ConfigError when the activations are narrower than the stored weights.
-  void begin(const ForwardArgs& args, const StoredLayer& layer, const LayerSpec& spec,
-             const Grouping& grouping);
-  [[nodiscard]] bool takes_few_path(const Grouping::Group& group) const;
-  void few(std::span<const ReadyExpert> experts);
+  [[nodiscard]] virtual const Grouping& begin(const ForwardArgs& args, const StoredLayer& layer,
+                                              const LayerSpec& spec) = 0;
+  /// Whether experts like this one are given to `several` together, or each to `one`.
+  [[nodiscard]] virtual bool takes_several(const Grouping::Group& group) const = 0;
+  virtual void several(std::span<const ReadyExpert> experts) = 0;
   /// Errors: InternalError with the code of the GEMM or of a callback; what a callback throws.
-  void many(const ReadyExpert& expert);
+  virtual void one(const ReadyExpert& expert) = 0;
   /// Writes `out`, in k order.
-  void combine_rows();
+  virtual void combine_rows() = 0;
 
-  [[nodiscard]] std::int64_t generic_gate_calls() const { return generic_gate_calls_; }
-  [[nodiscard]] std::uint64_t workspace_bytes() const { return workspace_bytes_; }
-
- private:
-  [[nodiscard]] bool has_callback() const;
-  void widen_inputs();
-  void gemm(std::int64_t rows, std::int64_t n, std::int64_t k, const void* a, const void* weights,
-            void* c);
-  void call_back(const decltype(LayerSpec::gate_callback)& callback, const char* what,
-                 std::int64_t rows, std::int64_t in_columns, std::int64_t out_columns,
-                 const void* in, void* out);
-  const void* gate(const ReadyExpert& expert, void* gate_up);
-  void add_bias(float* matrix, const float* bias, std::int64_t rows, std::int64_t columns);
-  void bias_in_place(void* matrix, const float* bias, std::int64_t rows, std::int64_t columns);
-  void scatter(const ReadyExpert& expert, const void* result, const float* bias);
-  [[nodiscard]] float* row(std::int64_t idx) {
-#if defined(SLUICE_PLANT_LAW1)
-    planted_order_.push_back(idx);
-#endif
-    return rows_ + idx * layer_->layout.hidden;
-  }
-  void count_workspace();
-
-  ParallelFor& parallel_;
-  const GemmFn gemm_;
-  void* const gemm_context_;
-
-  const ForwardArgs* args_ = nullptr;
-  const StoredLayer* layer_ = nullptr;
-  const LayerSpec* spec_ = nullptr;
-  const Grouping* grouping_ = nullptr;
-  float* rows_ = nullptr;  // [T · K, H]
-  std::int64_t generic_gate_calls_ = 0;
-  std::atomic<std::uint64_t> workspace_bytes_{0};
-
-  Scratch row_scratch_;
-  Scratch input_scratch_;  // widened hidden rows of the few-token path
-  Scratch decode_scratch_;
-  Scratch gather_scratch_;   // [M, H]
-  Scratch gate_up_scratch_;  // [M, 2I] in the activations' type
-  Scratch gate_up_f32_scratch_;
-  Scratch h_scratch_;  // [M, I]
-  Scratch h_f32_scratch_;
-  Scratch result_scratch_;  // [M, H], twice where a callback follows
-  Scratch widen_scratch_;   // [kWidenRows, max(H, I)] f32
-
-  std::vector<std::int32_t> input_of_token_;  // position of a token in input_scratch_, −1: none
-  std::vector<ExpertWork> works_;
-  std::vector<const float*> inputs_;
-  std::vector<float*> outputs_;
-#if defined(SLUICE_PLANT_LAW1)
-  std::vector<std::int64_t> planted_order_;
-#endif
+  [[nodiscard]] virtual std::int64_t generic_gate_calls() const = 0;
+  [[nodiscard]] virtual std::uint64_t workspace_bytes() const = 0;
 };
 
 }  // namespace sluice

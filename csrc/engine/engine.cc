@@ -10,9 +10,10 @@
 
 #include "base/error.h"
 #include "base/log_ring.h"
-#include "engine/compute.h"
 #include "engine/expert_loader.h"
+#include "engine/host_compute.h"
 #include "engine/layer_run.h"
+#include "engine/staged_path.h"
 #include "engine/turn.h"
 #include "transfer/disk_link.h"
 
@@ -27,10 +28,18 @@ Engine::Parts with_defaults(Engine::Parts parts, const EngineOptions& options) {
     return "io_threads: got " + std::to_string(options.io_threads) + ", expected 1 or more";
   });
   if (!parts.device) parts.device = make_host_device();
-  if (!parts.link) parts.link = make_disk_link(parts.store, options.io_threads);
   if (!parts.parallel) parts.parallel = std::make_unique<SerialFor>();
   if (!parts.clock) parts.clock = std::make_shared<SteadyClock>();
   if (parts.gemm == nullptr) parts.gemm = &reference_gemm;
+  if (!parts.compute) {
+    parts.compute = std::make_unique<HostCompute>(*parts.parallel, parts.gemm, parts.gemm_context);
+  }
+  require<ConfigError>(options.host_tier == "inclusive" || options.host_tier == "none", [&] {
+    return "host_tier: got \"" + options.host_tier + "\", expected \"inclusive\" or \"none\"";
+  });
+  require<ConfigError>(options.prefill == "stream" || options.prefill == "cache", [&] {
+    return "prefill: got \"" + options.prefill + "\", expected \"stream\" or \"cache\"";
+  });
   return parts;
 }
 
@@ -54,9 +63,10 @@ void check_layers(const ExpertStore& store, const std::vector<LayerSpec>& layers
   }
 }
 
-/// Experts that live in adopted memory need no slot when everything fits.
-bool fits_whole(const ExpertStore& store, std::uint64_t budget_bytes) {
-  return budget_bytes >= store.total_slot_bytes();
+/// Experts that live in adopted memory need no slot when everything fits; beside an accelerator
+/// they do, since its kernels read its own memory.
+bool reads_in_place(const ExpertStore& store, Device& device, std::uint64_t budget_bytes) {
+  return device.traits().host_memory && budget_bytes >= store.total_slot_bytes();
 }
 
 std::vector<LayerBytes> slot_demand(const ExpertStore& store, bool use_in_place) {
@@ -72,6 +82,16 @@ std::vector<LayerBytes> slot_demand(const ExpertStore& store, bool use_in_place)
   return demand;
 }
 
+/// Host slots without a tier: one being read, one being copied, one between.
+constexpr std::int32_t kStagingSlots = 3;
+
+MemoryPlan plan_host(const ExpertStore& store, Device& device, const EngineOptions& options) {
+  if (device.traits().host_memory) return {};
+  const std::vector<LayerBytes> demand = slot_demand(store, false);
+  if (options.host_tier == "none") return plan_staging(kStagingSlots, demand);
+  return plan_memory(options.host_memory, demand, "host_memory");
+}
+
 }  // namespace
 
 struct Engine::Impl {
@@ -79,22 +99,46 @@ struct Engine::Impl {
       : options(std::move(engine_options)),
         parts(with_defaults(std::move(engine_parts), options)),
         layers(std::move(layer_specs)),
-        use_in_place(fits_whole(*parts.store, options.device_memory)),
+        use_in_place(reads_in_place(*parts.store, *parts.device, options.device_memory)),
         plan(plan_memory(options.device_memory, slot_demand(*parts.store, use_in_place))),
+        host_plan(plan_host(*parts.store, *parts.device, options)),
         timeline(options.timeline ? std::size_t{1} << 16 : 0),
-        loader(parts.store, *parts.device, std::move(parts.link), *parts.clock, options.policy,
-               plan, timeline, parts.drive),
-        compute(*parts.parallel, parts.gemm, parts.gemm_context),
+        loader(parts.store, *parts.device, take_path(), *parts.clock, options.policy, plan,
+               timeline, parts.drive),
         run({.store = *parts.store,
              .device = *parts.device,
              .clock = *parts.clock,
              .timeline = timeline,
              .loader = loader,
-             .compute = compute,
+             .compute = *parts.compute,
              .interrupted = parts.interrupted,
              .use_in_place = use_in_place,
+             .streams = options.prefill == "stream",
              .asks_each_time = parts.drive != nullptr}) {
     check_layers(*parts.store, layers);
+    loader.step();  // the host tier begins to fill
+  }
+
+  /// Slots of the device are taken before the host's: what a GPU refuses costs no RAM.
+  std::unique_ptr<TransferPath> take_path() {
+    if (parts.path) return std::move(parts.path);
+    if (parts.device->traits().host_memory) {
+      return make_direct_path(parts.store, make_disk_link(parts.store, options.io_threads),
+                              *parts.clock);
+    }
+    const bool fills = options.host_tier != "none";
+    auto path = make_staged_path(
+        {.store = parts.store,
+         .device = *parts.device,
+         .clock = *parts.clock,
+         .host = std::make_unique<HostTier>(
+             host_plan, *parts.store, options.policy, *parts.device,
+             HostTier::Options{.pinned_cap_bytes = options.pinned_cap, .fills = fills}),
+         .store_link = make_disk_link(parts.store, options.io_threads, parts.device.get()),
+         .copy_chunk_bytes = parts.copy_chunk_bytes,
+         .copy_link = nullptr});
+    staged = path.get();
+    return path;
   }
 
   [[nodiscard]] bool in_forked_child() const { return getpid() != owner_pid; }
@@ -104,9 +148,10 @@ struct Engine::Impl {
   const std::vector<LayerSpec> layers;
   const bool use_in_place;
   const MemoryPlan plan;
+  const MemoryPlan host_plan;
+  StagedPath* staged = nullptr;  // the loader's, where there is a host tier
   Timeline timeline;
   ExpertLoader loader;
-  ExpertCompute compute;
   LayerRun run;
   Turn turn;
   std::atomic<bool> closed{false};
@@ -155,6 +200,12 @@ void Engine::forward(const ForwardArgs& args) {
   const TurnGuard guard(impl.turn, "forward", impl.parts.interrupted);
   require<Error>(!impl.closed, [] { return std::string("forward: session closed"); });
   if (impl.device_failure) std::rethrow_exception(impl.device_failure);
+  require<ConfigError>(!impl.parts.device->is_capturing(args.stream), [] {
+    return std::string(
+        "forward: got a stream that is being captured, expected one that runs; a graph would "
+        "replay the experts of today. Do not capture a MoE layer (compile without "
+        "\"reduce-overhead\", or set disable_compile=True)");
+  });
   const Nanos begin = impl.parts.clock->now();
   try {
     impl.run.run(args, impl.layers[static_cast<std::size_t>(to_int(args.layer))]);
@@ -179,7 +230,7 @@ Nanos Engine::step() { return impl_->in_forked_child() ? kNever : impl_->loader.
 EngineStats Engine::stats() const {
   const Impl& impl = *impl_;
   EngineStats stats = impl.loader.stats();
-  stats.workspace_bytes = impl.loader.workspace_bytes() + impl.compute.workspace_bytes();
+  stats.workspace_bytes = impl.loader.workspace_bytes() + impl.parts.compute->workspace_bytes();
   stats.host_bytes = impl.parts.store->host_bytes();
   const StoreCounters counters = impl.parts.store->counters();
   const auto degraded = [&](const char* name, std::uint64_t count) {
@@ -187,10 +238,26 @@ EngineStats Engine::stats() const {
   };
   degraded("buffered_reads", counters.buffered_reads);
   degraded("retried_reads", counters.retried_reads);
+  stats.store_bytes_read = counters.bytes_read;
+  if (impl.staged != nullptr) {
+    const HostTierProgress host = impl.staged->host_tier();
+    const StagedCounters staged = impl.staged->counters();
+    stats.host_hits = staged.host_hits;
+    stats.host_misses = staged.host_misses;
+    stats.host_tier_bytes = host.capacity_bytes;
+    stats.host_filled_bytes = host.filled_bytes;
+    stats.pinned_bytes = host.pinned_bytes;
+    degraded("unpinned_host_bytes", host.pageable_bytes);
+    degraded("pageable_copy_bytes", impl.staged->copies().pageable_bytes);
+  }
   return stats;
 }
 
 const MemoryPlan& Engine::plan() const noexcept { return impl_->plan; }
+const MemoryPlan& Engine::host_plan() const noexcept { return impl_->host_plan; }
+HostTierProgress Engine::host_tier() const {
+  return impl_->staged == nullptr ? HostTierProgress{} : impl_->staged->host_tier();
+}
 const ExpertStore& Engine::store() const noexcept { return *impl_->parts.store; }
 const Timeline& Engine::timeline() const noexcept { return impl_->timeline; }
 

@@ -7,18 +7,21 @@
 #include <string>
 #include <vector>
 
+#include "base/bytes.h"
 #include "base/clock.h"
 #include "base/parallel.h"
 #include "cache/slot_cache.h"
 #include "device/device.h"
+#include "engine/compute.h"
+#include "engine/forward.h"
 #include "engine/hint.h"
+#include "engine/host_tier.h"
 #include "engine/memory_plan.h"
 #include "engine/stats.h"
 #include "engine/timeline.h"
-#include "kernels/gate.h"
 #include "kernels/gemm.h"
 #include "store/expert_store.h"
-#include "transfer/link.h"
+#include "transfer/transfer_path.h"
 
 namespace sluice {
 
@@ -26,34 +29,17 @@ namespace sluice {
 /// compares).
 struct EngineOptions {
   std::uint64_t device_memory = 0;  ///< bytes for resident experts
+  /// Bytes of RAM for the host tier beside a device with memory of its own; unused without one.
+  std::uint64_t host_memory = 0;
+  /// "inclusive": the host tier holds what fits, device slots or not. "none": RAM is staging alone.
+  std::string host_tier = "inclusive";
+  std::uint64_t pinned_cap = ~std::uint64_t{0};  ///< bytes of the host tier that may be pinned
+  /// "stream": a call of more than half of a layer goes through a ring of slots. "cache": through
+  /// all of them.
+  std::string prefill = "stream";
   std::string policy = "decayed-lfu";
   int io_threads = 4;  ///< chunks in flight on the disk
   bool timeline = true;
-};
-
-/// What a layer computes beyond its stored matrices.
-struct LayerSpec {
-  GateSpec gate;
-  /// For kGeneric: out[M, I] of in[M, 2I] in the activations' type, on the caller's thread. Returns
-  /// 0, or a code that ends the forward with InternalError (Python raises the original).
-  std::function<int(LayerIdx layer, DType dtype, std::int64_t rows, std::int64_t in_columns,
-                    std::int64_t out_columns, const void* in, void* out)>
-      gate_callback;
-  /// Same shape of call after the second GEMM, [M, H] → [M, H]; empty: none (Muse Spark's norm).
-  decltype(gate_callback) post_expert_callback;
-};
-
-/// One call of one MoE layer.
-struct ForwardArgs {
-  LayerIdx layer{};
-  std::int64_t num_tokens = 0;  // T
-  std::int64_t top_k = 0;       // K
-  DType activations = DType::kF32;
-  DType weights_dtype = DType::kF32;         // of the routing weights
-  const void* hidden = nullptr;              // [T, H]
-  const std::int64_t* expert_ids = nullptr;  // [T, K]; ids ≥ E (or < 0) contribute zero
-  const void* weights = nullptr;             // [T, K]
-  void* out = nullptr;                       // [T, H]
 };
 
 /// Store, transfer engine, slot cache and kernels as one session.
@@ -64,17 +50,25 @@ struct ForwardArgs {
 /// half of its layer. Results never depend on any of this (law 1).
 ///
 /// Thread safety: every member; forwards are serialised.
+/// On an accelerator `forward` returns when all is enqueued on the call's stream; it waits for the
+/// ids of the call, and for loads to be enqueued where experts are missing.
+///
 /// Errors: CapacityError when made with too small a budget; from forward: the transfer's own error
-/// (the session stays usable), Interrupted, SluiceError once closed.
+/// (the session stays usable), Interrupted, SluiceError once closed; ConfigError on a stream that
+/// is being captured; DeviceError, for good.
 class Engine {
  public:
   struct Parts {
     std::shared_ptr<const ExpertStore> store;
     std::unique_ptr<Device> device;
-    std::unique_ptr<Link> link;             ///< null: a reader pool over the store
-    std::unique_ptr<ParallelFor> parallel;  ///< null: serial
-    std::shared_ptr<const Clock> clock;     ///< null: the steady clock
-    GemmFn gemm = nullptr;                  ///< null: the reference GEMM
+    /// How experts come into slots. Null: a reader pool straight into a host device's slots, or the
+    /// host tier's copies where the device has memory of its own.
+    std::unique_ptr<TransferPath> path;
+    std::unique_ptr<ExpertCompute> compute;   ///< null: the host's kernels
+    std::size_t copy_chunk_bytes = 4 * kMiB;  ///< what a copy engine is given at once
+    std::unique_ptr<ParallelFor> parallel;    ///< null: serial
+    std::shared_ptr<const Clock> clock;       ///< null: the steady clock
+    GemmFn gemm = nullptr;                    ///< null: the reference GEMM
     void* gemm_context = nullptr;
     /// Asked every 50 ms of a stall on the caller's thread; true ends the forward (Ctrl-C).
     std::function<bool()> interrupted;
@@ -96,6 +90,9 @@ class Engine {
 
   [[nodiscard]] EngineStats stats() const;
   [[nodiscard]] const MemoryPlan& plan() const noexcept;
+  /// What the RAM of the host tier buys; no classes without one.
+  [[nodiscard]] const MemoryPlan& host_plan() const noexcept;
+  [[nodiscard]] HostTierProgress host_tier() const;
   [[nodiscard]] const ExpertStore& store() const noexcept;
   [[nodiscard]] const Timeline& timeline() const noexcept;
   /// Slots of every size class, for the residency map.

@@ -16,30 +16,16 @@ PolicyShape shape_of(const ExpertStore& store) {
 
 }  // namespace
 
-class ExpertLoader::StoreChunks final : public ChunkSource {
- public:
-  explicit StoreChunks(const ExpertStore& store) : store_(store) {}
-  [[nodiscard]] std::int32_t num_chunks(ExpertKey key) const override {
-    return store_.num_chunks(key);
-  }
-  [[nodiscard]] std::size_t chunk_bytes(ExpertKey key, std::int32_t chunk) const override {
-    return store_.chunk_bytes(key, chunk);
-  }
-
- private:
-  const ExpertStore& store_;
-};
-
 ExpertLoader::ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& device,
-                           std::unique_ptr<Link> link, const Clock& clock, std::string_view policy,
-                           const MemoryPlan& plan, Timeline& timeline, std::function<void()> drive)
+                           std::unique_ptr<TransferPath> path, const Clock& clock,
+                           std::string_view policy, const MemoryPlan& plan, Timeline& timeline,
+                           std::function<void()> drive)
     : store_(std::move(store)),
       device_(device),
       clock_(clock),
       timeline_(timeline),
       drive_(std::move(drive)),
-      link_(std::move(link)),
-      chunks_(std::make_unique<StoreChunks>(*store_)),
+      path_(std::move(path)),
       class_of_layer_(plan.class_of_layer) {
   const PolicyShape shape = shape_of(*store_);
   for (const SizeClass& size_class : plan.classes) {
@@ -57,8 +43,7 @@ ExpertLoader::ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& dev
   abandoned_.reserve(static_cast<std::size_t>(shape.max_experts));
   stats_.budget_bytes = plan.budget_bytes;
   stats_.slab_bytes = plan.slab_bytes;
-  transfer_ = std::make_unique<TransferEngine>(
-      *chunks_, *link_,
+  path_->connect(
       [this](const LoadRequest& request, TicketState state, const std::exception_ptr& error,
              std::uint64_t bytes_read) {
         try {
@@ -66,22 +51,14 @@ ExpertLoader::ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& dev
         } catch (...) {
           break_down(std::current_exception());
         }
-      });
+      },
+      [this](std::exception_ptr error) { break_down(std::move(error)); });
   std::int32_t num_slots = 0;
   for (const SizeClass& size_class : plan.classes) num_slots += size_class.num_slots;
-  transfer_->reserve(num_slots);  // one load a slot
-  link_->set_landed(
-      [this](std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read) {
-        try {
-          transfer_->landed(token, std::move(error), bytes_read);
-          step();
-        } catch (...) {  // a reader's thread has nobody above it
-          break_down(std::current_exception());
-        }
-      });
+  path_->reserve(num_slots);  // one load a slot
 }
 
-ExpertLoader::~ExpertLoader() { link_->close(); }
+ExpertLoader::~ExpertLoader() { path_->close(); }
 
 void ExpertLoader::break_down(std::exception_ptr error) {
   const MutexLock lock(mu_);
@@ -110,7 +87,7 @@ bool ExpertLoader::has_empty_slot(LayerIdx layer) const {
   return pool.occupied < pool.cache.num_slots();
 }
 
-Nanos ExpertLoader::step() { return transfer_->step(clock_.now()); }
+Nanos ExpertLoader::step() { return path_->step(); }
 
 EngineStats ExpertLoader::stats() const {
   const MutexLock lock(mu_);
@@ -146,15 +123,16 @@ void ExpertLoader::close() {
     paused_ = true;
     stats_.hints_dropped += hints_.clear();
   }
-  transfer_->cancel_all();
+  path_->cancel_all();
   wait_until_idle();
-  link_->close();
+  path_->close();
   const MutexLock lock(mu_);
   for (const auto& pool : pools_) {
     if (!pool) continue;
     pool->cache.evict_all();
     for (SlotRecord& record : pool->records) {
       if (record.occupied) vacate_locked(*pool, record);
+      if (!broken_) device_.synchronize(record.last_use);  // kernels may still read the slab
       release_event(device_, record.last_use);
     }
     pool->slab = {};

@@ -19,8 +19,7 @@
 #include "engine/stats.h"
 #include "engine/timeline.h"
 #include "store/expert_store.h"
-#include "transfer/link.h"
-#include "transfer/transfer_engine.h"
+#include "transfer/transfer_path.h"
 
 namespace sluice {
 
@@ -39,9 +38,9 @@ struct Landing {
   std::exception_ptr error;  ///< of kFailed
 };
 
-/// Brings experts into slots. All that the cache and the transfer engine tell each other passes
-/// here, under one lock: who is resident, who is on the way, who waits for it, which guess may use
-/// the link, and what all of it has cost.
+/// Brings experts into slots. All that the cache and the transfers tell each other passes here,
+/// under one lock: who is resident, who is on the way, who waits for it, which guess may use the
+/// link, and what all of it has cost.
 ///
 /// One call (a layer's forward) runs at a time, on its own thread: `begin_call`, then `place` for
 /// each miss, `take_landings` and `wait`, `give_back`, and `end_call` or `abandon_call`. Between
@@ -52,9 +51,9 @@ struct Landing {
 /// Thread safety: every public member; those of a call belong to the thread that began it.
 class ExpertLoader {
  public:
-  ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& device, std::unique_ptr<Link> link,
-               const Clock& clock, std::string_view policy, const MemoryPlan& plan,
-               Timeline& timeline, std::function<void()> drive);
+  ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& device,
+               std::unique_ptr<TransferPath> path, const Clock& clock, std::string_view policy,
+               const MemoryPlan& plan, Timeline& timeline, std::function<void()> drive);
   ~ExpertLoader();
   ExpertLoader(const ExpertLoader&) = delete;
   ExpertLoader& operator=(const ExpertLoader&) = delete;
@@ -99,8 +98,8 @@ class ExpertLoader {
   /// Whether a load has ended since `seen`, or is in flight. Errors: what broke the loader.
   [[nodiscard]] bool may_end(std::uint64_t seen) const EXCLUDES(mu_);
 
-  /// Records the slot's last use, then ends the lease (I4).
-  void give_back(Grant& grant, LayerIdx layer) EXCLUDES(mu_);
+  /// Records the slot's last use on the stream that reads it, then ends the lease (I4).
+  void give_back(Grant& grant, LayerIdx layer, StreamHandle stream) EXCLUDES(mu_);
 
   struct CallReport {
     std::int64_t num_tokens = 0;
@@ -125,11 +124,9 @@ class ExpertLoader {
 
   [[nodiscard]] EngineStats stats() const EXCLUDES(mu_);
   [[nodiscard]] std::vector<std::vector<SlotCache::SlotView>> residency() const;
-  [[nodiscard]] std::uint64_t workspace_bytes() const { return link_->workspace_bytes(); }
+  [[nodiscard]] std::uint64_t workspace_bytes() const { return path_->workspace_bytes(); }
 
  private:
-  class StoreChunks;
-
   void finished(const LoadRequest& request, TicketState state, const std::exception_ptr& error,
                 std::uint64_t bytes_read) EXCLUDES(mu_);
   [[nodiscard]] SlotPool& pool_of(LayerIdx layer) const;
@@ -159,9 +156,7 @@ class ExpertLoader {
   const Clock& clock_;
   Timeline& timeline_;
   const std::function<void()> drive_;
-  const std::unique_ptr<Link> link_;
-  const std::unique_ptr<StoreChunks> chunks_;
-  std::unique_ptr<TransferEngine> transfer_;
+  const std::unique_ptr<TransferPath> path_;
   const std::vector<std::int32_t> class_of_layer_;
   /// Records of every pool are guarded by mu_; the caches have locks of their own, taken inside it.
   std::vector<std::unique_ptr<SlotPool>> pools_;

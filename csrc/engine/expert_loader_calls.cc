@@ -9,11 +9,6 @@
 #include "engine/expert_loader.h"
 
 namespace sluice {
-namespace {
-
-constexpr StreamHandle kComputeStream{};
-
-}  // namespace
 
 void ExpertLoader::begin_call(LayerIdx layer, std::span<const ExpertIdx> experts,
                               std::span<const std::int32_t> needs, std::span<Grant> grants,
@@ -79,7 +74,7 @@ ExpertLoader::Placed ExpertLoader::place(ExpertKey key, std::int32_t need,
   }
   // The slot of its last load is free already, but the transfer engine has not forgotten it yet: a
   // load submitted now would share that ticket and never start.
-  if (transfer_->find(key))
+  if (path_->in_flight(key))
     return {.what = Placement::kNotYet, .slot = {}, .was_empty = false, .grant = {}};
 
   const auto begun = pool.cache.begin_load(key, SlotCache::Purpose::kDemand, pinned_to);
@@ -135,12 +130,12 @@ void ExpertLoader::wait_for_end(std::uint64_t seen, std::chrono::nanoseconds sli
   drive_();
 }
 
-void ExpertLoader::give_back(Grant& grant, LayerIdx layer) {
+void ExpertLoader::give_back(Grant& grant, LayerIdx layer, StreamHandle stream) {
   {
     const MutexLock lock(mu_);
     SlotRecord& record = pool_of(layer).record(grant.lease.slot());
     release_event(device_, record.last_use);
-    record.last_use = device_.record(kComputeStream);
+    record.last_use = device_.record(stream);
 #if defined(SLUICE_PLANT_I1)
     const_cast<std::byte*>(grant.data)[0] ^= std::byte{1};  // planted: written while kReady
 #elif defined(SLUICE_PLANT_I4)
@@ -192,7 +187,7 @@ void ExpertLoader::abandon_call(const CallReport& report) {
     finish_call_locked(report);
   }
   dropped_.clear();  // leases end outside of the lock
-  for (const ExpertKey key : abandoned_) transfer_->cancel(key, true);
+  for (const ExpertKey key : abandoned_) path_->cancel(key, true);
   step();
 }
 

@@ -47,8 +47,7 @@ bool ExpertLoader::class_has_slots(LayerIdx layer) const {
 }
 
 void ExpertLoader::feed_hints_locked() {
-  // At most half of what the link takes ahead; and a demand without a slot comes first.
-  const std::int32_t room = std::max(1, link_->depth() / 2);
+  const std::int32_t room = path_->hint_room();  // and a demand without a slot comes first
   const Nanos now = clock_.now();
   while (!paused_ && unplaced_ == 0 && hints_in_flight_ < room) {
     const std::optional<Hint> hint = hints_.pop();
@@ -62,7 +61,7 @@ void ExpertLoader::feed_hints_locked() {
 
 bool ExpertLoader::take_hint_locked(const Hint& hint, Nanos now) {
   // Too late, here already, on its way, or just being reported: worth nothing.
-  if (hint.deadline <= now || slot_of_locked(hint.key) >= 0 || transfer_->find(hint.key)) {
+  if (hint.deadline <= now || slot_of_locked(hint.key) >= 0 || path_->in_flight(hint.key)) {
     ++stats_.hints_dropped;
     return true;
   }
@@ -106,7 +105,7 @@ bool ExpertLoader::cancel_least_hint(LayerIdx layer, std::int32_t wanted) {
     least->cancelled = true;
     key = least->key;
   }
-  transfer_->cancel(key);
+  path_->cancel(key);
   return true;
 }
 
@@ -130,7 +129,7 @@ void ExpertLoader::drain() {
     paused_ = false;
   };
   try {
-    for (const ExpertKey key : loads) transfer_->cancel(key);
+    for (const ExpertKey key : loads) path_->cancel(key);
     wait_until_idle();
   } catch (...) {
     go_on();

@@ -26,7 +26,7 @@ void ExpertLoader::join_locked(ExpertKey key, SlotRecord& record, std::int32_t n
   record.cancelled = false;
   record.priority = Priority::kDemand;
   if (first_demand_ == 0) first_demand_ = clock_.now();
-  transfer_->promote(key, Priority::kDemand);
+  path_->promote(key, Priority::kDemand);
 }
 
 // The cache has just given `slot` to the request's expert.
@@ -63,7 +63,7 @@ void ExpertLoader::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest
   stats_.resident_bytes += pool.slot_bytes;
   stats_.peak_resident_bytes = std::max(stats_.peak_resident_bytes, stats_.resident_bytes);
   try {
-    (void)transfer_->submit(load);
+    path_->submit(load);
   } catch (...) {  // no memory: a load that nobody carries would never end
     pool.cache.fail_load(load.key);
     --loads_in_flight_;

@@ -12,7 +12,6 @@ namespace {
 
 constexpr std::chrono::milliseconds kSlice{50};  // between two questions whether to stop
 constexpr std::chrono::milliseconds kSoon{1};
-constexpr StreamHandle kComputeStream{};
 
 ExpertWeights weights_at(const ExpertLayout& layout, const std::byte* slot) {
   const auto bias = [&](std::size_t offset) {
@@ -82,8 +81,7 @@ void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
   layer_ = &parts_.store.layer(args.layer);
   report_ = {.num_tokens = args.num_tokens};
   asked_at_ = parts_.clock.now();
-  grouping_.assign(args, layer_->num_experts);
-  parts_.compute.begin(args, *layer_, spec, grouping_);
+  grouping_ = &parts_.compute.begin(args, *layer_, spec);
   try {
     open(args);
     place_all();
@@ -96,7 +94,7 @@ void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
     for (Need& each : needs_) {
       if (!each.grant.lease) continue;
       try {
-        parts_.loader.give_back(each.grant, args.layer);
+        parts_.loader.give_back(each.grant, args.layer, args.stream);
       } catch (const DeviceError&) {  // the call ends by its own error, and all leases with it
         each.grant = {};
       }
@@ -112,7 +110,7 @@ void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
 }
 
 void LayerRun::open(const ForwardArgs& args) {
-  const auto groups = grouping_.groups();
+  const auto groups = grouping_->groups();
   needs_.clear();
   unplaced_.clear();
   ready_.clear();
@@ -161,7 +159,7 @@ void LayerRun::open(const ForwardArgs& args) {
   has_ring_ = false;
   if (slot_experts_.empty()) return;
   const std::int64_t num_slots = parts_.loader.num_slots(args.layer);
-  has_ring_ = report_.streamed && 4 * num_slots >= num_experts;
+  has_ring_ = parts_.streams && report_.streamed && 4 * num_slots >= num_experts;
   ring_limit_ = static_cast<std::size_t>(std::max<std::int64_t>(2, (num_slots + 7) / 8));
   ring_next_ = 0;
   if (report_.streamed) {
@@ -179,7 +177,7 @@ void LayerRun::mark_ready(std::int32_t idx, Grant grant) {
   each.slot = each.grant.lease.slot();
   each.weights = weights_at(layer_->layout, each.grant.data);
 #if !defined(SLUICE_PLANT_I3)
-  parts_.device.wait(kComputeStream, each.grant.ready);
+  parts_.device.wait(args_->stream, each.grant.ready);
 #endif
   each.state = Need::State::kReady;
   ready_.push_back(idx);
@@ -187,7 +185,7 @@ void LayerRun::mark_ready(std::int32_t idx, Grant grant) {
 
 void LayerRun::mark_computed(std::int32_t idx) {
   Need& each = need(idx);
-  if (each.grant.lease) parts_.loader.give_back(each.grant, args_->layer);
+  if (each.grant.lease) parts_.loader.give_back(each.grant, args_->layer, args_->stream);
   each.state = Need::State::kComputed;
   ++num_computed_;
 }
@@ -223,7 +221,7 @@ bool LayerRun::compute_ready() {
   std::size_t others = 0;
   for (const std::int32_t idx : ready_) {
     const Need& each = need(idx);
-    if (parts_.compute.takes_few_path(*each.group)) {
+    if (parts_.compute.takes_several(*each.group)) {
       batch_.push_back({.group = each.group, .weights = each.weights});
       batch_needs_.push_back(idx);
       rows += each.group->count;
@@ -234,22 +232,22 @@ bool LayerRun::compute_ready() {
   ready_.resize(others);
   if (!batch_.empty()) {
     const std::int32_t expert = batch_.size() == 1 ? batch_.front().group->expert : -1;
-    timed(SpanKind::kCompute, expert, rows, [&] { parts_.compute.few(batch_); });
+    timed(SpanKind::kCompute, expert, rows, [&] { parts_.compute.several(batch_); });
     for (const std::int32_t idx : batch_needs_) mark_computed(idx);
     if (!unplaced_.empty()) place_all();
   } else {
     const std::int32_t idx = ready_.front();
     ready_.erase(ready_.begin());
-    compute_many(idx);
+    compute_one(idx);
     if (!unplaced_.empty()) place_all();
   }
   return true;
 }
 
-void LayerRun::compute_many(std::int32_t idx) {
+void LayerRun::compute_one(std::int32_t idx) {
   const Need& each = need(idx);
   timed(SpanKind::kCompute, each.group->expert, each.group->count,
-        [&] { parts_.compute.many({.group = each.group, .weights = each.weights}); });
+        [&] { parts_.compute.one({.group = each.group, .weights = each.weights}); });
   mark_computed(idx);
 }
 

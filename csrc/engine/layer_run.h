@@ -31,6 +31,7 @@ class LayerRun {
     ExpertCompute& compute;
     std::function<bool()> interrupted;
     bool use_in_place = false;    ///< adopted experts are read where they lie
+    bool streams = true;          ///< calls of more than half of a layer go through a ring
     bool asks_each_time = false;  ///< `interrupted` is asked at each stall: no threads, no clock
   };
   explicit LayerRun(Parts parts);
@@ -60,7 +61,7 @@ class LayerRun {
   [[nodiscard]] RingSlot* idle_ring_slot();
   void collect();
   bool compute_ready();
-  void compute_many(std::int32_t idx);
+  void compute_one(std::int32_t idx);
   void mark_ready(std::int32_t idx, Grant grant);
   void mark_computed(std::int32_t idx);
   void stall();
@@ -70,7 +71,7 @@ class LayerRun {
   void timed(SpanKind kind, std::int32_t expert, std::int64_t tokens, Work work);
 
   Parts parts_;
-  Grouping grouping_;
+  const Grouping* grouping_ = nullptr;
   const ForwardArgs* args_ = nullptr;
   const StoredLayer* layer_ = nullptr;
   ExpertLoader::CallReport report_;

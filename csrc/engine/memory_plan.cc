@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -88,19 +89,20 @@ std::uint64_t one_layer_bytes(Draft draft) {
 
 }  // namespace
 
-MemoryPlan plan_memory(std::uint64_t budget_bytes, std::span<const LayerBytes> layers) {
+MemoryPlan plan_memory(std::uint64_t budget_bytes, std::span<const LayerBytes> layers,
+                       std::string_view setting) {
   Draft draft = size_classes(layers);
   const auto slots = [](std::int64_t count) { return [count](std::size_t) { return count; }; };
   const std::uint64_t least = bytes_of(draft.plan, slots(1));
   require<CapacityError>(least <= budget_bytes, [&] {
     constexpr std::int64_t kEvery = std::numeric_limits<std::int32_t>::max();
-    return "device_memory: got " + std::to_string(budget_bytes) +
+    return std::string(setting) + ": got " + std::to_string(budget_bytes) +
            " bytes, one slot per size class needs " + std::to_string(least) +
            "; budgets that work: " + std::to_string(least) + " (one slot), " +
            std::to_string(bytes_of(draft.plan, slots(2))) + " (two, copies overlap), " +
            std::to_string(one_layer_bytes(draft)) + " (one layer at once), " +
            std::to_string(bytes_of(draft.plan, slots(kEvery))) +
-           " (all experts); raise device_memory to one of them";
+           " (all experts); raise it to one of them";
   });
 
   MemoryPlan plan = std::move(draft.plan);
@@ -117,6 +119,16 @@ MemoryPlan plan_memory(std::uint64_t budget_bytes, std::span<const LayerBytes> l
   for (const SizeClass& size_class : plan.classes) {
     plan.slab_bytes += size_class.slot_bytes * static_cast<std::uint64_t>(size_class.num_slots);
   }
+  return plan;
+}
+
+MemoryPlan plan_staging(std::int32_t num_slots, std::span<const LayerBytes> layers) {
+  MemoryPlan plan = size_classes(layers).plan;
+  for (SizeClass& size_class : plan.classes) {
+    size_class.num_slots = std::min(num_slots, size_class.num_experts);
+    plan.slab_bytes += size_class.slot_bytes * static_cast<std::uint64_t>(size_class.num_slots);
+  }
+  plan.budget_bytes = plan.slab_bytes;
   return plan;
 }
 

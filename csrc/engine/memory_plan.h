@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/ids.h"
@@ -35,7 +35,11 @@ struct MemoryPlan {
 /// classes' expert bytes, none beyond a class's experts.
 /// Errors: CapacityError below one slot per size class; the message names the least budget that
 /// works, the one from which copies overlap (two slots), one layer at once, and all of it.
-[[nodiscard]] MemoryPlan plan_memory(std::uint64_t budget_bytes,
-                                     std::span<const LayerBytes> layers);
+/// `setting`: as the message calls the budget.
+[[nodiscard]] MemoryPlan plan_memory(std::uint64_t budget_bytes, std::span<const LayerBytes> layers,
+                                     std::string_view setting = "device_memory");
+
+/// `num_slots` of each class, as far as it has experts, whatever they take.
+[[nodiscard]] MemoryPlan plan_staging(std::int32_t num_slots, std::span<const LayerBytes> layers);
 
 }  // namespace sluice

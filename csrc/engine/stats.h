@@ -30,9 +30,17 @@ struct EngineStats {
   std::uint64_t resident_bytes = 0;  ///< slot bytes in kReady or kLoading now
   std::uint64_t peak_resident_bytes = 0;
   std::uint64_t budget_bytes = 0;
-  std::uint64_t slab_bytes = 0;                      ///< allocated for slots
-  std::uint64_t workspace_bytes = 0;                 ///< bounce buffers, scratch, widened rows
-  std::uint64_t host_bytes = 0;                      ///< adopted experts that stay in RAM
+  std::uint64_t slab_bytes = 0;       ///< allocated for slots
+  std::uint64_t workspace_bytes = 0;  ///< bounce buffers, scratch, widened rows
+  std::uint64_t host_bytes = 0;       ///< adopted experts that stay in RAM
+  // Of the host tier beside an accelerator, where the bytes by reason above are what its link
+  // carried; 0 without one.
+  std::int64_t host_hits = 0;           ///< loads whose expert was in the host tier
+  std::int64_t host_misses = 0;         ///< loads that the store was read for
+  std::uint64_t store_bytes_read = 0;   ///< from files, whatever for
+  std::uint64_t host_tier_bytes = 0;    ///< of its slots
+  std::uint64_t host_filled_bytes = 0;  ///< of these, with an expert now
+  std::uint64_t pinned_bytes = 0;       ///< of these, read by the copy engine without staging
   std::map<std::string, std::int64_t> degradations;  ///< name → count
 };
 

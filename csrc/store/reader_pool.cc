@@ -18,6 +18,7 @@ struct Job {
   ExpertKey key{};
   std::int32_t chunk = 0;
   std::byte* slot = nullptr;
+  EventHandle last_use{};
 };
 
 // First in, first out, in one buffer that stops growing once it has held the longest queue.
@@ -47,6 +48,7 @@ class JobQueue {
 struct ReaderPool::Impl {
   std::shared_ptr<const ExpertStore> store;
   Done done;
+  Await await;
   std::vector<IoScratch> scratches;
   Mutex mu;
   CondVar changed;
@@ -72,6 +74,7 @@ struct ReaderPool::Impl {
       std::exception_ptr error;
       std::uint64_t bytes_read = 0;
       try {
+        if (job.last_use != EventHandle{}) await(job.last_use);
         store->read(job.key, job.chunk, job.slot, scratch, &bytes_read);
       } catch (...) {
         error = std::current_exception();
@@ -81,7 +84,8 @@ struct ReaderPool::Impl {
   }
 };
 
-ReaderPool::ReaderPool(std::shared_ptr<const ExpertStore> store, int num_threads, Done done)
+ReaderPool::ReaderPool(std::shared_ptr<const ExpertStore> store, int num_threads, Done done,
+                       Await await)
     : impl_(std::make_unique<Impl>()) {
   const std::size_t largest = store->largest_read_bytes();
   require<ConfigError>(
@@ -96,6 +100,7 @@ ReaderPool::ReaderPool(std::shared_ptr<const ExpertStore> store, int num_threads
       });
   impl_->store = std::move(store);
   impl_->done = std::move(done);
+  impl_->await = std::move(await);
   for (int i = 0; i < num_threads; ++i) impl_->scratches.emplace_back(largest);
   try {
     const MutexLock lock(impl_->join_mu);
@@ -110,13 +115,18 @@ ReaderPool::ReaderPool(std::shared_ptr<const ExpertStore> store, int num_threads
 
 ReaderPool::~ReaderPool() { close(); }
 
-void ReaderPool::start(std::uint64_t token, ExpertKey key, std::int32_t chunk, std::byte* slot) {
+void ReaderPool::start(std::uint64_t token, ExpertKey key, std::int32_t chunk, std::byte* slot,
+                       EventHandle last_use) {
+  require<InternalError>(last_use == EventHandle{} || impl_->await != nullptr, [] {
+    return std::string(
+        "reader pool: got a slot that a copy may still read, and nobody who waits for it");
+  });
   {
     const MutexLock lock(impl_->mu);
     require<InternalError>(!impl_->closing, [] {
       return std::string("reader pool: got a chunk after close, expected none");
     });
-    impl_->queue.push({token, key, chunk, slot});
+    impl_->queue.push({token, key, chunk, slot, last_use});
   }
   impl_->changed.notify_one();
 }

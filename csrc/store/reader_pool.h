@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "base/ids.h"
+#include "device/device.h"
 #include "store/expert_store.h"
 
 namespace sluice {
@@ -21,13 +22,18 @@ class ReaderPool {
   using Done =
       std::function<void(std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read)>;
 
-  ReaderPool(std::shared_ptr<const ExpertStore> store, int num_threads, Done done);
+  /// What a reader does before it writes where a copy may still read; may block. Null: nothing.
+  using Await = std::function<void(EventHandle last_use)>;
+
+  ReaderPool(std::shared_ptr<const ExpertStore> store, int num_threads, Done done,
+             Await await = nullptr);
   ~ReaderPool();
   ReaderPool(const ReaderPool&) = delete;
   ReaderPool& operator=(const ReaderPool&) = delete;
 
   /// Queues one chunk; chunks are taken in the order of their start.
-  void start(std::uint64_t token, ExpertKey key, std::int32_t chunk, std::byte* slot);
+  void start(std::uint64_t token, ExpertKey key, std::int32_t chunk, std::byte* slot,
+             EventHandle last_use = {});
   /// Awaits the chunks that were started, then joins. Idempotent.
   void close();
   [[nodiscard]] int num_threads() const noexcept;

@@ -9,30 +9,35 @@ namespace {
 
 class DiskLink final : public Link {
  public:
-  DiskLink(std::shared_ptr<const ExpertStore> store, int io_threads)
-      : pool_(std::move(store), io_threads,
-              [this](std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read) {
-                landed_(token, std::move(error), bytes_read);
-              }) {}
+  DiskLink(std::shared_ptr<const ExpertStore> store, int io_threads, Device* device)
+      : device_(device),
+        pool_(
+            std::move(store), io_threads,
+            [this](std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read) {
+              landed_(token, std::move(error), bytes_read);
+            },
+            [device](EventHandle last_use) { device->synchronize(last_use); }) {}
 
   [[nodiscard]] int depth() const override { return pool_.num_threads(); }
   void set_landed(Landed landed) override { landed_ = std::move(landed); }
-  // A host device's reader has returned before its lease ended: `last_use` has always passed.
   void start(const ChunkCopy& copy) override {
-    pool_.start(copy.token, copy.key, copy.chunk, copy.slot);
+    pool_.start(copy.token, copy.key, copy.chunk, copy.slot,
+                device_ == nullptr ? EventHandle{} : copy.last_use);
   }
   [[nodiscard]] std::uint64_t workspace_bytes() const override { return pool_.workspace_bytes(); }
   void close() override { pool_.close(); }
 
  private:
+  Device* const device_;
   Landed landed_;
   ReaderPool pool_;  // last: its threads end before what they call
 };
 
 }  // namespace
 
-std::unique_ptr<Link> make_disk_link(std::shared_ptr<const ExpertStore> store, int io_threads) {
-  return std::make_unique<DiskLink>(std::move(store), io_threads);
+std::unique_ptr<Link> make_disk_link(std::shared_ptr<const ExpertStore> store, int io_threads,
+                                     Device* device) {
+  return std::make_unique<DiskLink>(std::move(store), io_threads, device);
 }
 
 }  // namespace sluice

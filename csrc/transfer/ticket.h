@@ -9,8 +9,9 @@
 
 namespace sluice {
 
-/// Demands before hints for the next layer, those before hints further ahead.
-enum class Priority : std::uint8_t { kDemand, kNextLayer, kFurtherAhead };
+/// Demands before hints for the next layer, those before hints further ahead, and last what fills a
+/// tier that nobody waits for.
+enum class Priority : std::uint8_t { kDemand, kNextLayer, kFurtherAhead, kFill };
 [[nodiscard]] constexpr bool is_hint(Priority priority) { return priority != Priority::kDemand; }
 
 enum class TicketState : std::uint8_t { kPending, kDone, kFailed, kCancelled };

@@ -154,15 +154,20 @@ void TransferEngine::landed(std::uint64_t token, std::exception_ptr error,
   {
     MutexLock lock(impl.mu);
     const std::size_t num_in_flight = impl.in_flight.size();
-    const auto chunk =
-        std::find_if(impl.in_flight.begin(), impl.in_flight.end(),
-                     [&](const Impl::InFlight& each) { return each.token == token; });
+    const auto chunk = std::find_if(
+        impl.in_flight.begin(), impl.in_flight.end(),
+        [&](const Impl::InFlight& each) { return each.token == token && each.request != nullptr; });
     require<InternalError>(chunk != impl.in_flight.end(), [&] {
       return "landed: got token " + std::to_string(token) + ", expected one of the " +
              std::to_string(num_in_flight) + " chunks in flight";
     });
     request = chunk->request;
-    impl.in_flight.erase(chunk);
+    if (impl.link.lands_early() && !error) {
+      chunk->hint = is_hint(request->load.priority);
+      chunk->request = nullptr;
+    } else {
+      impl.in_flight.erase(chunk);
+    }
     --request->in_flight;
     request->bytes_read += bytes_read;
     if (error && !request->error) request->error = std::move(error);
@@ -170,6 +175,19 @@ void TransferEngine::landed(std::uint64_t token, std::exception_ptr error,
     ends = request->ending.has_value();
   }
   if (ends) impl.end(*request);  // if not, it belongs to other threads by now
+}
+
+void TransferEngine::retired(std::uint64_t token) {
+  Impl& impl = *impl_;
+  MutexLock lock(impl.mu);
+  const auto chunk = std::find_if(
+      impl.in_flight.begin(), impl.in_flight.end(),
+      [&](const Impl::InFlight& each) { return each.token == token && each.request == nullptr; });
+  require<InternalError>(chunk != impl.in_flight.end(), [&] {
+    return "retired: got token " + std::to_string(token) +
+           ", expected one of a chunk that has landed and not retired";
+  });
+  impl.in_flight.erase(chunk);
 }
 
 TransferEngine::Depth TransferEngine::depth() const {

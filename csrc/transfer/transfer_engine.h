@@ -18,6 +18,8 @@ namespace sluice {
 struct LoadRequest {
   ExpertKey key{};
   std::byte* slot = nullptr;  ///< null in `submit`: ask for what is in flight, begin nothing
+  const std::byte* source = nullptr;  ///< handed to the link; null: it knows where the expert lies
+  MemoryKind source_kind = MemoryKind::kHost;
   Priority priority = Priority::kDemand;
   double probability = 1.0;  ///< orders hints of one priority
   Nanos deadline = kNever;   ///< a hint that has not started by then is dropped
@@ -86,10 +88,13 @@ class TransferEngine {
   Nanos step(Nanos now);
   /// The link's report. Errors: InternalError on a token that is not in flight.
   void landed(std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read);
+  /// The report, of a link that lands early, that a chunk has left it; wants a `step` after it.
+  /// Errors: InternalError on a token that has not landed, or has retired.
+  void retired(std::uint64_t token);
 
   struct Depth {
     std::int32_t queued = 0;     ///< requests with chunks not yet started
-    std::int32_t in_flight = 0;  ///< chunks started and not landed
+    std::int32_t in_flight = 0;  ///< chunks started and not landed (link that lands early: retired)
     std::int32_t hints_in_flight = 0;
   };
   [[nodiscard]] Depth depth() const;

@@ -56,7 +56,11 @@ struct TransferEngine::Impl {
   };
   struct InFlight {
     std::uint64_t token;
-    Request* request;
+    Request* request;  // null: has landed early, and still takes room on the link
+    bool hint;         // when it landed
+    [[nodiscard]] bool is_hint_now() const {
+      return request == nullptr ? hint : is_hint(request->load.priority);
+    }
   };
 
   Impl(const ChunkSource& chunk_source, Link& the_link, Finished on_finished)
@@ -93,7 +97,7 @@ struct TransferEngine::Impl {
   [[nodiscard]] std::int32_t hints_in_flight_locked() const REQUIRES(mu) {
     return static_cast<std::int32_t>(
         std::count_if(in_flight.begin(), in_flight.end(),
-                      [](const InFlight& chunk) { return is_hint(chunk.request->load.priority); }));
+                      [](const InFlight& chunk) { return chunk.is_hint_now(); }));
   }
 
   Request* expired_locked(Nanos now) REQUIRES(mu) {
@@ -129,7 +133,7 @@ struct TransferEngine::Impl {
     if (is_hint(best->load.priority) && hints_in_flight_locked() >= hint_depth) return std::nullopt;
     const std::int32_t chunk = best->next_chunk;
     const std::size_t bytes = source.chunk_bytes(best->load.key, chunk);
-    in_flight.push_back({.token = ++last_token, .request = best});
+    in_flight.push_back({.token = ++last_token, .request = best, .hint = false});
     ++best->next_chunk;
     ++best->in_flight;
     return ChunkCopy{.token = last_token,
@@ -137,6 +141,8 @@ struct TransferEngine::Impl {
                      .chunk = chunk,
                      .bytes = bytes,
                      .slot = best->load.slot,
+                     .source = best->load.source,
+                     .source_kind = best->load.source_kind,
                      .priority = best->load.priority,
                      .last_use = best->load.last_use};
   }

@@ -48,7 +48,8 @@ class Rig {
     Engine::Parts parts;
     parts.store = model.store();
     parts.device = std::move(device);
-    parts.link = std::move(link);
+    parts.clock = clock_;
+    parts.path = make_direct_path(model.store(), std::move(link), *clock_);
     parts.interrupted = [this] { return interrupt && interrupt(); };
     parts.drive = [this] { drive(); };
     engine_ = std::make_unique<Engine>(EngineOptions{.device_memory = options.device_memory,
@@ -133,6 +134,7 @@ class Rig {
   const Model& model_;
   const RigOptions options_;
   std::mt19937_64 rng_;
+  const std::shared_ptr<const Clock> clock_ = std::make_shared<SteadyClock>();
   IoScratch scratch_;
   std::map<std::byte*, ExpertKey> slots_;  // who was written there last
   SteppedLink* link_ = nullptr;

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "engine/compute.h"
+#include "engine/host_compute.h"
 #include "kernels/convert.h"
 #include "kernels/float_env.h"
 
@@ -17,12 +17,12 @@ constexpr std::int64_t kRowGrain = 8;
 
 }  // namespace
 
-void ExpertCompute::many(const ReadyExpert& expert) {
+void HostCompute::one(const ReadyExpert& expert) {
   const ExpertLayout& layout = layer_->layout;
   const DType dtype = args_->activations;
   const std::int64_t rows = expert.group->count;
   const std::int64_t hidden = layout.hidden;
-  const auto indices = grouping_->rows_of(*expert.group);
+  const auto indices = grouping_.rows_of(*expert.group);
 
   auto* const gathered = static_cast<void*>(
       gather_scratch_.reserve<std::byte>(rows * hidden * static_cast<int>(element_bytes(dtype))));
@@ -56,8 +56,8 @@ void ExpertCompute::many(const ReadyExpert& expert) {
 }
 
 // c[rows, n] = a[rows, k] · weights[n, k]ᵀ in the activations' type.
-void ExpertCompute::gemm(std::int64_t rows, std::int64_t n, std::int64_t k, const void* a,
-                         const void* weights, void* c) {
+void HostCompute::gemm(std::int64_t rows, std::int64_t n, std::int64_t k, const void* a,
+                       const void* weights, void* c) {
   const DType dtype = args_->activations;
   const DType stored = layer_->layout.dtype;
   const std::int64_t step = stored == dtype ? n : kWidenRows;
@@ -90,7 +90,7 @@ void ExpertCompute::gemm(std::int64_t rows, std::int64_t n, std::int64_t k, cons
 }
 
 // gate_up → h, both in the activations' type; h may lie in either scratch.
-const void* ExpertCompute::gate(const ReadyExpert& expert, void* gate_up) {
+const void* HostCompute::gate(const ReadyExpert& expert, void* gate_up) {
   const ExpertLayout& layout = layer_->layout;
   const DType dtype = args_->activations;
   const std::int64_t rows = expert.group->count;
@@ -127,9 +127,9 @@ const void* ExpertCompute::gate(const ReadyExpert& expert, void* gate_up) {
   return h;
 }
 
-void ExpertCompute::call_back(const decltype(LayerSpec::gate_callback)& callback, const char* what,
-                              std::int64_t rows, std::int64_t in_columns, std::int64_t out_columns,
-                              const void* in, void* out) {
+void HostCompute::call_back(const decltype(LayerSpec::gate_callback)& callback, const char* what,
+                            std::int64_t rows, std::int64_t in_columns, std::int64_t out_columns,
+                            const void* in, void* out) {
   const int code =
       callback(args_->layer, args_->activations, rows, in_columns, out_columns, in, out);
   require<InternalError>(code == 0, [&] {
@@ -138,8 +138,8 @@ void ExpertCompute::call_back(const decltype(LayerSpec::gate_callback)& callback
   });
 }
 
-void ExpertCompute::add_bias(float* matrix, const float* bias, std::int64_t rows,
-                             std::int64_t columns) {
+void HostCompute::add_bias(float* matrix, const float* bias, std::int64_t rows,
+                           std::int64_t columns) {
   for (std::int64_t r = 0; r < rows; ++r) {
     float* const values = matrix + r * columns;
     for (std::int64_t c = 0; c < columns; ++c) values[c] += bias[c];
@@ -147,8 +147,8 @@ void ExpertCompute::add_bias(float* matrix, const float* bias, std::int64_t rows
 }
 
 // For callbacks, which see the model's own type: widen, add, round once.
-void ExpertCompute::bias_in_place(void* matrix, const float* bias, std::int64_t rows,
-                                  std::int64_t columns) {
+void HostCompute::bias_in_place(void* matrix, const float* bias, std::int64_t rows,
+                                std::int64_t columns) {
   const DefaultFloatEnv env;
   const DType dtype = args_->activations;
   if (dtype == DType::kF32) {
@@ -161,9 +161,9 @@ void ExpertCompute::bias_in_place(void* matrix, const float* bias, std::int64_t 
   narrow(dtype, wide, matrix, rows * columns);
 }
 
-void ExpertCompute::scatter(const ReadyExpert& expert, const void* result, const float* bias) {
+void HostCompute::scatter(const ReadyExpert& expert, const void* result, const float* bias) {
   const std::int64_t hidden = layer_->layout.hidden;
-  const auto indices = grouping_->rows_of(*expert.group);
+  const auto indices = grouping_.rows_of(*expert.group);
   auto copy = [&](std::int64_t begin, std::int64_t end) {
     const DefaultFloatEnv env;
     for (std::int64_t r = begin; r < end; ++r) {

@@ -1,4 +1,4 @@
-#include "engine/compute.h"
+#include "engine/host_compute.h"
 
 #include <algorithm>
 #include <string>
@@ -8,16 +8,16 @@
 
 namespace sluice {
 
-bool ExpertCompute::has_callback() const {
+bool HostCompute::has_callback() const {
   return spec_->gate.kind == GateKind::kGeneric || spec_->post_expert_callback != nullptr;
 }
 
-bool ExpertCompute::takes_few_path(const Grouping::Group& group) const {
+bool HostCompute::takes_several(const Grouping::Group& group) const {
   return group.count <= kFewTokens && !has_callback();
 }
 
-void ExpertCompute::begin(const ForwardArgs& args, const StoredLayer& layer, const LayerSpec& spec,
-                          const Grouping& grouping) {
+const Grouping& HostCompute::begin(const ForwardArgs& args, const StoredLayer& layer,
+                                   const LayerSpec& spec) {
   require<ConfigError>(args.activations == layer.layout.dtype || args.activations == DType::kF32,
                        [&] {
                          return "forward of " + layer.name + ": got activations " +
@@ -28,23 +28,24 @@ void ExpertCompute::begin(const ForwardArgs& args, const StoredLayer& layer, con
   args_ = &args;
   layer_ = &layer;
   spec_ = &spec;
-  grouping_ = &grouping;
+  grouping_.assign(args, layer.num_experts);
   generic_gate_calls_ = 0;
   rows_ = row_scratch_.reserve<float>(args.num_tokens * args.top_k * layer.layout.hidden);
   widen_inputs();
   count_workspace();
+  return grouping_;
 }
 
 // Only rows of experts on the few-token path, each token's once.
-void ExpertCompute::widen_inputs() {
+void HostCompute::widen_inputs() {
   const std::int64_t hidden = layer_->layout.hidden;
   input_of_token_.assign(static_cast<std::size_t>(args_->num_tokens), -1);
   std::int32_t count = 0;
   std::int64_t rows = 0;
-  for (const Grouping::Group& group : grouping_->groups()) {
-    if (!takes_few_path(group)) continue;
+  for (const Grouping::Group& group : grouping_.groups()) {
+    if (!takes_several(group)) continue;
     rows += group.count;
-    for (const std::int64_t row : grouping_->rows_of(group)) {
+    for (const std::int64_t row : grouping_.rows_of(group)) {
       std::int32_t& input = input_of_token_[static_cast<std::size_t>(row / args_->top_k)];
       if (input < 0) input = count++;
     }
@@ -52,7 +53,7 @@ void ExpertCompute::widen_inputs() {
   // Room for the largest batch, so that pointers into these never move while it is collected.
   inputs_.reserve(static_cast<std::size_t>(rows));
   outputs_.reserve(static_cast<std::size_t>(rows));
-  works_.reserve(grouping_->groups().size());
+  works_.reserve(grouping_.groups().size());
   const ExpertDecodeProblem problem{.weights = layer_->layout.dtype,
                                     .activations = args_->activations,
                                     .hidden = hidden,
@@ -69,7 +70,7 @@ void ExpertCompute::widen_inputs() {
   }
 }
 
-void ExpertCompute::few(std::span<const ReadyExpert> experts) {
+void HostCompute::several(std::span<const ReadyExpert> experts) {
 #if defined(SLUICE_PLANT_LAW3)
   works_ = std::vector<ExpertWork>(1);  // planted: memory on the hot path
 #endif
@@ -82,7 +83,7 @@ void ExpertCompute::few(std::span<const ReadyExpert> experts) {
   outputs_.clear();
   for (const ReadyExpert& expert : experts) {
     const std::size_t first = inputs_.size();
-    for (const std::int64_t idx : grouping_->rows_of(*expert.group)) {
+    for (const std::int64_t idx : grouping_.rows_of(*expert.group)) {
       const std::int64_t token = idx / args_->top_k;
       const std::int64_t input = wide ? token : input_of_token_[static_cast<std::size_t>(token)];
       inputs_.push_back(inputs + input * hidden);
@@ -101,7 +102,7 @@ void ExpertCompute::few(std::span<const ReadyExpert> experts) {
                 works_, decode_scratch_.reserve<float>(0), parallel_);
 }
 
-void ExpertCompute::combine_rows() {
+void HostCompute::combine_rows() {
 #if defined(SLUICE_PLANT_LAW1)
   // Planted: a token's rows are summed in the order in which they were computed.
   const std::int64_t width = layer_->layout.hidden;
@@ -113,7 +114,7 @@ void ExpertCompute::combine_rows() {
     auto place = static_cast<std::size_t>(idx / args_->top_k * args_->top_k);
     while (valid[place] != 0) ++place;
     valid[place] = 1;
-    weights[place] = grouping_->weights()[idx];
+    weights[place] = grouping_.weights()[idx];
     std::copy_n(rows_ + idx * width, width, rows.data() + place * static_cast<std::size_t>(width));
   }
   planted_order_.clear();
@@ -121,11 +122,11 @@ void ExpertCompute::combine_rows() {
           args_->activations, args_->out, parallel_);
   return;
 #endif
-  combine(rows_, grouping_->weights(), grouping_->valid(), args_->num_tokens, args_->top_k,
+  combine(rows_, grouping_.weights(), grouping_.valid(), args_->num_tokens, args_->top_k,
           layer_->layout.hidden, args_->activations, args_->out, parallel_);
 }
 
-void ExpertCompute::count_workspace() {
+void HostCompute::count_workspace() {
   std::uint64_t bytes = 0;
   for (const Scratch* scratch :
        {&row_scratch_, &input_scratch_, &decode_scratch_, &gather_scratch_, &gate_up_scratch_,

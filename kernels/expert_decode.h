@@ -6,7 +6,7 @@
 #include "base/dtype.h"
 #include "base/parallel.h"
 #include "kernels/cpu_isa.h"
-#include "kernels/gate.h"
+#include "kernels/expert_weights.h"
 
 namespace sluice {
 
@@ -17,14 +17,6 @@ namespace sluice {
 /// bf16.
 inline constexpr std::int64_t kFewTokens = 8;
 
-/// Where one expert's canonical sections lie. Biases are null where there are none.
-struct ExpertWeights {
-  const void* w13 = nullptr;   // [2I, H], or [I, H] without a gate
-  const void* w2 = nullptr;    // [H, I]
-  const float* b13 = nullptr;  // [2I] or [I]
-  const float* b2 = nullptr;   // [H]
-};
-
 /// One expert and the tokens that chose it in this call.
 struct ExpertWork {
   ExpertWeights weights;
@@ -33,13 +25,8 @@ struct ExpertWork {
   std::int32_t num_tokens = 0;           // 1 … kFewTokens
 };
 
-struct ExpertDecodeProblem {
-  DType weights = DType::kBF16;
-  DType activations = DType::kBF16;  // what the gate's result is rounded to, once; kF32: not at all
-  std::int64_t hidden = 0;           // H
-  std::int64_t intermediate = 0;     // I
-  GateSpec gate = {};                // any kind but kGeneric
-};
+/// Any gate but kGeneric.
+using ExpertDecodeProblem = ExpertProblem;
 
 /// Floats of scratch that `expert_decode` needs for `total_tokens` (over all works).
 [[nodiscard]] std::int64_t expert_decode_scratch(const ExpertDecodeProblem& problem,

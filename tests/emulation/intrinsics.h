@@ -80,10 +80,10 @@ void cp_async_commit();
 void cp_async_wait(int pending);
 void grid_dependency_wait(Site site);
 
-/// Written at every switch of threads. Kernels see them as constants, which they are for a thread.
-struct Position {
-  uint3 thread, block;
-  dim3 block_dim, grid_dim;
+/// dim3 without its constructors, which would make g++ take a constant of it for a variable.
+struct Extent {
+  unsigned x, y, z;
+  operator dim3() const { return {x, y, z}; }  // NOLINT(google-explicit-constructor): as under nvcc
 };
 
 }  // namespace simt
@@ -99,11 +99,12 @@ struct Position {
 #define SIMT_SITE ::simt::Site site = ::simt::Site::here()
 
 // Constants, so that writing to them fails to compile as it does under nvcc and reading them is
-// not instrumented. The objects are in grid.cc, under these assembler names.
+// not instrumented. The objects are in grid.cc, under these assembler names, and are written at
+// every switch of threads.
 extern const uint3 threadIdx;
 extern const uint3 blockIdx;
-extern const dim3 blockDim;
-extern const dim3 gridDim;
+extern const ::simt::Extent blockDim;
+extern const ::simt::Extent gridDim;
 inline constexpr int warpSize = 32;
 
 inline void __syncthreads(SIMT_SITE) { ::simt::barrier(::simt::Reduction::kNone, 0, site); }

@@ -2,11 +2,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 namespace simt {
 
 enum class RegionKind { kDevice, kPinned };
+
+class RegionShadow;
 
 /// One allocation that kernels may touch, or a freed one whose addresses are still known by name.
 struct Region {
@@ -16,6 +19,8 @@ struct Region {
   int device = 0;
   bool freed = false;
   std::string tag;
+  /// What the checks know of its bytes; null where accesses are not checked, and once freed.
+  std::shared_ptr<RegionShadow> shadow;
 };
 
 // The memory that kernels may touch, and what is known of its bytes. The fake runtime fills it.
@@ -58,5 +63,6 @@ void copy_definedness(const void* to, const void* from, std::size_t bytes);
 /// Reported where accesses are checked.
 void forbid(const void* address, std::size_t bytes);
 void clear_forbidden();
+[[nodiscard]] bool is_forbidden(const void* address, std::size_t bytes);
 
 }  // namespace simt

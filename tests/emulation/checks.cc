@@ -1,0 +1,256 @@
+#include "tests/emulation/checks.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "tests/emulation/block.h"
+#include "tests/emulation/constant_data.h"
+
+namespace simt {
+namespace {
+
+bool reads(Access access) { return access != Access::kWrite && access != Access::kAtomicWrite; }
+bool writes(Access access) { return access != Access::kRead && access != Access::kAtomicRead; }
+bool is_atomic(Access access) { return access != Access::kRead && access != Access::kWrite; }
+const char* verb(Access access) { return writes(access) ? "writes " : "reads "; }
+
+// Bits [first, first + count) of a mask.
+unsigned run_of_bits(std::size_t first, std::size_t count) { return ((1u << count) - 1u) << first; }
+
+// g++ leaves a few stores uninstrumented (README, "Holes"): bytes that hold anything but the poison
+// have been written by one of them.
+bool still_poison(const char* byte) { return static_cast<unsigned char>(*byte) == 0xFF; }
+
+// ---- shared memory ----
+
+// Whether this lane and an access at (barrier, warp_epoch) by a thread of its warp, or of another,
+// have something between them.
+bool ordered(const Fiber& fiber, std::uint32_t barrier, bool same_warp, std::uint32_t warp_epoch) {
+  return barrier != fiber.block->barrier_epoch || (same_warp && warp_epoch != fiber.warp_epoch);
+}
+
+void report_shared_race(const char* p, Access access, const std::string& other) {
+  fail("shared memory race: this thread " + std::string(verb(access)) + describe_for_kernel(p) +
+       ", " + other + ", and no barrier or __syncwarp of both lies between");
+}
+
+void check_against_write(const Fiber& fiber, const SharedCell& cell, unsigned mask, const char* p,
+                         Access access) {
+  if ((cell.written & mask) == 0 || cell.writer == fiber.linear) return;
+  if (cell.write_was_atomic && is_atomic(access)) return;
+  const bool same_warp = cell.writer / 32 == fiber.warp;
+  if (ordered(fiber, cell.write_barrier, same_warp, cell.write_warp_epoch)) return;
+  report_shared_race(p, access, "thread " + std::to_string(cell.writer) + " has written it");
+}
+
+void check_against_reads(const Fiber& fiber, const SharedCell& cell, unsigned mask, const char* p,
+                         Access access) {
+  if ((cell.read & mask) == 0 || cell.read_barrier != fiber.block->barrier_epoch) return;
+  const unsigned foreign = cell.reader_warps & ~(1u << fiber.warp);
+  const bool last_is_foreign = cell.reader / 32 != fiber.warp;
+  if (foreign != 0) {
+    report_shared_race(p, access,
+                       last_is_foreign
+                           ? "thread " + std::to_string(cell.reader) + " has read it"
+                           : "warp " + std::to_string(std::countr_zero(foreign)) + " has read it");
+  }
+  if (cell.read_warp_epoch != fiber.warp_epoch) return;
+  if (cell.reader != fiber.linear || cell.several_lanes) {
+    report_shared_race(p, access,
+                       cell.reader != fiber.linear
+                           ? "thread " + std::to_string(cell.reader) + " has read it"
+                           : "another lane of its warp has read it");
+  }
+}
+
+void record_shared_read(const Fiber& fiber, SharedCell& cell, unsigned mask) {
+  const auto me = static_cast<std::uint16_t>(fiber.linear);
+  const bool same_barrier = cell.read_barrier == fiber.block->barrier_epoch;
+  const bool same_warp_epoch =
+      same_barrier && cell.reader / 32 == fiber.warp && cell.read_warp_epoch == fiber.warp_epoch;
+  cell.several_lanes = same_warp_epoch && (cell.several_lanes || cell.reader != me);
+  cell.reader_warps = (same_barrier ? cell.reader_warps : 0) | 1u << fiber.warp;
+  cell.read = static_cast<std::uint8_t>((same_barrier ? cell.read : 0) | mask);
+  cell.reader = me;
+  cell.read_barrier = fiber.block->barrier_epoch;
+  cell.read_warp_epoch = fiber.warp_epoch;
+}
+
+void record_shared_write(const Fiber& fiber, SharedCell& cell, unsigned mask, bool atomic) {
+  const auto me = static_cast<std::uint16_t>(fiber.linear);
+  const bool continues = cell.writer == me && cell.write_barrier == fiber.block->barrier_epoch &&
+                         cell.write_warp_epoch == fiber.warp_epoch;
+  cell.written = static_cast<std::uint8_t>((continues ? cell.written : 0) | mask);
+  cell.writer = me;
+  cell.write_barrier = fiber.block->barrier_epoch;
+  cell.write_warp_epoch = fiber.warp_epoch;
+  cell.write_was_atomic = atomic;
+}
+
+void check_shared(SharedShadow& shadow, const char* base, const char* p, std::size_t bytes,
+                  Access access) {
+  const Fiber& fiber = *current;
+  const auto offset = static_cast<std::size_t>(p - base);
+  const std::size_t end = offset + bytes;
+  for (std::size_t i = offset; i < end; ++i) {
+    if (i >= shadow.bytes.size() || shadow.bytes[i] == ByteState::kGap) {
+      fail("out of bounds: this thread " + std::string(verb(access)) + std::to_string(bytes) +
+           " bytes at " + describe_for_kernel(p));
+    }
+    if (reads(access) && shadow.bytes[i] == ByteState::kUndefined && still_poison(base + i)) {
+      fail("uninitialised shared memory: this thread reads " + describe_for_kernel(p));
+    }
+    shadow.bytes[i] = ByteState::kDefined;
+  }
+  for (std::size_t first = offset; first < end;) {
+    const std::size_t last = std::min(end, first / 4 * 4 + 4);
+    const unsigned mask = run_of_bits(first % 4, last - first);
+    SharedCell& cell = shadow.cells[first / 4];
+    check_against_write(fiber, cell, mask, p, access);
+    if (writes(access)) {
+      check_against_reads(fiber, cell, mask, p, access);
+      record_shared_write(fiber, cell, mask, is_atomic(access));
+    } else if (!is_atomic(access)) {
+      record_shared_read(fiber, cell, mask);
+    }
+    first = last;
+  }
+}
+
+// ---- device and pinned memory ----
+
+void report_global_race(const char* p, Access access, const char* verb_of_other, unsigned block) {
+  fail("global memory race: this thread " + std::string(verb(access)) + describe(p) + ", block " +
+       std::to_string(block) + " " + verb_of_other +
+       " it, and no __threadfence behind that and atomic of both orders them");
+}
+
+bool knows(const Block& block, unsigned other, std::uint32_t serial) {
+  const auto known = block.known.find(static_cast<int>(other));
+  return known != block.known.end() && known->second >= serial;
+}
+
+void check_cell(const Block& block, GlobalCell& cell, unsigned mask, const char* p, Access access) {
+  GridState& grid = *block.grid;
+  const auto me = static_cast<std::uint16_t>(block.id);
+  if (cell.grid != grid.epoch) {
+    cell = {};
+    cell.grid = grid.epoch;
+  }
+  if ((cell.written & mask) != 0 && cell.writer != me &&
+      !(cell.write_was_atomic && is_atomic(access)) &&
+      !knows(block, cell.writer, cell.write_serial)) {
+    report_global_race(p, access, "has written", cell.writer);
+  }
+  if (writes(access)) {
+    if ((cell.read & mask) != 0 && cell.reader != me &&
+        !knows(block, cell.reader, cell.read_serial)) {
+      report_global_race(p, access, "has read", cell.reader);
+    }
+    cell.written = static_cast<std::uint16_t>((cell.writer == me ? cell.written : 0) | mask);
+    cell.writer = me;
+    cell.write_serial = grid.serial;
+    cell.write_was_atomic = is_atomic(access);
+  } else if (!is_atomic(access)) {
+    cell.read = static_cast<std::uint16_t>((cell.reader == me ? cell.read : 0) | mask);
+    cell.reader = me;
+    cell.read_serial = grid.serial;
+  }
+}
+
+void check_region(const Region& region, const char* p, std::size_t bytes, Access access) {
+  Block& block = *current->block;
+  const auto offset = static_cast<std::size_t>(p - region.base);
+  if (offset + bytes > region.bytes) {
+    fail("out of bounds: this thread " + std::string(verb(access)) + std::to_string(bytes) +
+         " bytes at " + describe(p));
+  }
+  if (region.kind == RegionKind::kDevice && region.device != block.grid->device) {
+    fail("wrong device: this thread " + std::string(verb(access)) + describe(p) + " of device " +
+         std::to_string(region.device) + ", its kernel runs on device " +
+         std::to_string(block.grid->device));
+  }
+  if (is_forbidden(p, bytes)) {
+    fail("forbidden bytes: this thread " + std::string(verb(access)) + std::to_string(bytes) +
+         " bytes at " + describe(p) + ", which belong to nobody or to another slot");
+  }
+  RegionShadow& shadow = *region.shadow;
+  if (shadow.any_undefined(offset, bytes)) {
+    if (reads(access)) {
+      for (std::size_t i = 0; i < bytes; ++i) {
+        if (shadow.undefined(offset + i) && still_poison(p + i)) {
+          fail("uninitialised memory: this thread reads " + describe(p + i));
+        }
+      }
+    }
+    shadow.set_undefined(offset, bytes, false);
+  }
+  ++block.grid->serial;
+  for (std::size_t first = offset; first < offset + bytes;) {
+    const std::size_t last = std::min(offset + bytes, first / 16 * 16 + 16);
+    check_cell(block, shadow.cell(first), run_of_bits(first % 16, last - first), p, access);
+    first = last;
+  }
+}
+
+// ---- everything else ----
+
+void check_elsewhere(const char* p, std::size_t bytes, Access access) {
+  const Block& block = *current->block;
+  const auto* const args = static_cast<const char*>(block.grid->args.get());
+  if (!writes(access)) {
+    if (p >= args && p + bytes <= args + block.grid->arg_bytes) return;
+    if (is_constant_data(p, bytes)) return;
+  }
+  const char* const arena = block.arena.static_base - kGuardBytes;
+  if (p >= arena && p < block.arena.dynamic_end + kGuardBytes) {
+    fail("out of bounds: this thread " + std::string(verb(access)) + std::to_string(bytes) +
+         " bytes at " + describe_for_kernel(p));
+  }
+  const Region* const region = find_nearest_region(p);
+  if (region != nullptr) {
+    fail(std::string(region->freed ? "use after free" : "out of bounds") + ": this thread " +
+         verb(access) + std::to_string(bytes) + " bytes at " + describe(p));
+  }
+  fail("host memory: this thread " + std::string(verb(access)) + describe(p) +
+       "; kernels may touch device and pinned memory, their parameters and constants");
+}
+
+}  // namespace
+
+void check_access(const void* address, std::size_t bytes, Access access) {
+  const Fiber& fiber = *current;
+  const auto* const p = static_cast<const char*>(address);
+  if (static_cast<std::size_t>(p - fiber.context.stack) < kStackBytes) return;
+  ++counters().checked_accesses;
+  Block& block = *fiber.block;
+  const std::size_t dynamic_bytes = block.dynamic_shadow.bytes.size();
+  const char* const dynamic = block.arena.dynamic_end - dynamic_bytes;
+  if (static_cast<std::size_t>(p - dynamic) < dynamic_bytes) {
+    return check_shared(block.dynamic_shadow, dynamic, p, bytes, access);
+  }
+  if (static_cast<std::size_t>(p - block.arena.static_base) < block.static_bytes) {
+    return check_shared(block.static_shadow, block.arena.static_base, p, bytes, access);
+  }
+  if (const Region* const region = find_region(p); region != nullptr) {
+    return check_region(*region, p, bytes, access);
+  }
+  check_elsewhere(p, bytes, access);
+}
+
+void poison_shared(Block& block, void* address, std::size_t bytes) {
+  auto* const p = static_cast<char*>(address);
+  std::memset(p, 0xFF, bytes);
+  if (!checked()) return;
+  const std::size_t dynamic_bytes = block.dynamic_shadow.bytes.size();
+  const char* const dynamic = block.arena.dynamic_end - dynamic_bytes;
+  const bool is_dynamic = static_cast<std::size_t>(p - dynamic) < dynamic_bytes;
+  SharedShadow& shadow = is_dynamic ? block.dynamic_shadow : block.static_shadow;
+  const auto offset =
+      static_cast<std::size_t>(p - (is_dynamic ? dynamic : block.arena.static_base));
+  std::fill_n(shadow.bytes.begin() + static_cast<std::ptrdiff_t>(offset), bytes,
+              ByteState::kUndefined);
+}
+
+}  // namespace simt

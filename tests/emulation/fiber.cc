@@ -1,0 +1,186 @@
+#include "tests/emulation/fiber.h"
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+// ucontext makes a system call per switch; it serves machines without a switch of their own below.
+// SIMT_UCONTEXT forces it, for its test.
+#if defined(__x86_64__) && !defined(SIMT_UCONTEXT)
+#define SIMT_SWITCH_X86_64 1
+#endif
+
+namespace simt {
+namespace {
+
+void* host_stopped = nullptr;
+#if defined(__SANITIZE_ADDRESS__)
+void* host_fake_stack = nullptr;
+const void* host_stack = nullptr;
+std::size_t host_stack_bytes = 0;
+#endif
+
+char* map_stack() {
+  char* const base = static_cast<char*>(mmap(nullptr, kGuardBytes + kStackBytes, PROT_NONE,
+                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  if (base == MAP_FAILED ||
+      mprotect(base + kGuardBytes, kStackBytes, PROT_READ | PROT_WRITE) != 0) {
+    std::perror("emulation: no memory for the stack of a thread; run fewer resident blocks");
+    std::abort();
+  }
+  return base + kGuardBytes;
+}
+
+std::vector<char*>& free_stacks() {
+  static auto& stacks = *new std::vector<char*>;  // outlives every grid of a static test fixture
+  return stacks;
+}
+
+}  // namespace
+
+#if defined(SIMT_SWITCH_X86_64)
+
+// Saves what the System V ABI calls callee-saved and exchanges stacks. MXCSR and the x87 control
+// word are left alone: no kernel changes them.
+extern "C" void simt_switch(void** stopped, void* next);
+asm(R"(
+.text
+.globl simt_switch
+.hidden simt_switch
+.type simt_switch, @function
+simt_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size simt_switch, .-simt_switch
+)");
+
+namespace {
+
+void set_entry(Context& context, void (*entry)()) {
+  // `ret` takes the entry and leaves the stack pointer at 8 modulo 16, as a call would; otherwise
+  // the first aligned SSE store faults. The zero above it ends a debugger's backtrace.
+  void** top = reinterpret_cast<void**>(context.stack + kStackBytes);
+  *--top = nullptr;
+  *--top = reinterpret_cast<void*>(entry);
+  context.stopped = top - 6;
+  for (int i = 1; i <= 6; ++i) top[-i] = nullptr;
+}
+
+void exchange(void** stopped, void* next) { simt_switch(stopped, next); }
+
+void free_stopped(Context& /*context*/) {}
+
+}  // namespace
+
+#else
+
+namespace {
+
+void set_entry(Context& context, void (*entry)()) {
+  auto* state = new ucontext_t;
+  getcontext(state);
+  state->uc_stack.ss_sp = context.stack;
+  state->uc_stack.ss_size = kStackBytes;
+  state->uc_link = nullptr;
+  makecontext(state, entry, 0);
+  context.stopped = state;
+}
+
+void exchange(void** stopped, void* next) {
+  if (*stopped == nullptr) *stopped = new ucontext_t;
+  swapcontext(static_cast<ucontext_t*>(*stopped), static_cast<ucontext_t*>(next));
+}
+
+void free_stopped(Context& context) { delete static_cast<ucontext_t*>(context.stopped); }
+
+}  // namespace
+
+#endif
+
+void prepare(Context& context, void (*entry)()) {
+  auto& pool = free_stacks();
+  if (pool.empty()) {
+    context.stack = map_stack();
+  } else {
+    context.stack = pool.back();
+    pool.pop_back();
+  }
+  context.fake_stack = nullptr;
+  set_entry(context, entry);
+}
+
+void release(Context& context) {
+#if defined(__SANITIZE_ADDRESS__)
+  // A thread that was dropped left its frames' red zones behind.
+  __asan_unpoison_memory_region(context.stack, kStackBytes);
+#endif
+  free_stacks().push_back(context.stack);
+  free_stopped(context);
+  context = {};
+}
+
+void resume(Context& context) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(&host_fake_stack, context.stack, kStackBytes);
+#endif
+  exchange(&host_stopped, context.stopped);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(host_fake_stack, nullptr, nullptr);
+#endif
+}
+
+void entered() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &host_stack, &host_stack_bytes);
+#endif
+}
+
+void suspend(Context& context, bool forever) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(forever ? nullptr : &context.fake_stack, host_stack,
+                                 host_stack_bytes);
+#else
+  (void)forever;
+#endif
+  exchange(&context.stopped, host_stopped);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(context.fake_stack, &host_stack, &host_stack_bytes);
+#endif
+}
+
+bool land_after_signal([[maybe_unused]] void* signal_context, [[maybe_unused]] void (*landing)()) {
+#if defined(__linux__) && defined(__x86_64__)
+  // The interrupted stack may be the very thing that overflowed.
+  alignas(64) static char stack[256 << 10];
+  auto* const state = static_cast<ucontext_t*>(signal_context);
+  state->uc_mcontext.gregs[REG_RSP] = reinterpret_cast<greg_t>(stack + sizeof(stack) - 8);
+  state->uc_mcontext.gregs[REG_RIP] = reinterpret_cast<greg_t>(landing);
+  return true;
+#else
+  return false;
+#endif
+}
+
+}  // namespace simt

@@ -1,0 +1,71 @@
+#pragma once
+
+// What the checks remember of memory. Only builds that look at accesses fill it.
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace simt {
+
+/// The last write and the last reads of four bytes of shared memory. Two accesses are ordered when
+/// the block's barrier epochs differ or, within a warp, the lanes' warp epochs do.
+struct SharedCell {
+  std::uint32_t write_barrier = 0, write_warp_epoch = 0;
+  std::uint32_t read_barrier = 0, read_warp_epoch = 0;
+  /// Warps that have read since the barrier: a later reader does not hide an earlier one.
+  std::uint32_t reader_warps = 0;
+  std::uint16_t writer = 0, reader = 0;  // thread
+  std::uint8_t written = 0, read = 0;    // which of the bytes
+  bool write_was_atomic = false;
+  /// Several lanes of the last reader's warp have read since its last __syncwarp.
+  bool several_lanes = false;
+};
+
+enum class ByteState : std::uint8_t { kUndefined, kDefined, kGap };
+
+/// One range of shared memory: a state per byte and a cell per four.
+struct SharedShadow {
+  std::vector<ByteState> bytes;
+  std::vector<SharedCell> cells;
+  void resize(std::size_t num_bytes, ByteState state) {
+    bytes.resize(num_bytes, state);
+    cells.resize((num_bytes + 3) / 4);
+  }
+};
+
+/// The last write and the last read of sixteen bytes of global memory, in one grid. Blocks are
+/// ordered only by what they know of each other: a fence stamps a thread with the grid's serial, an
+/// atomic or release behind it publishes the stamp at its address, and whoever reads that address
+/// atomically knows it. A foreign write newer than what is known is a race.
+struct GlobalCell {
+  std::uint32_t grid = 0;  // epoch; older grids are forgotten
+  std::uint32_t write_serial = 0, read_serial = 0;
+  std::uint16_t writer = 0, reader = 0;  // block, modulo 65536: a collision may hide a race
+  std::uint16_t written = 0, read = 0;   // which of the bytes; 0: none
+  bool write_was_atomic = false;
+};
+
+/// Of one region. Mapped without reserve and zero, so that bytes nobody touches cost nothing.
+class RegionShadow {
+ public:
+  explicit RegionShadow(std::size_t region_bytes);
+  ~RegionShadow();
+  RegionShadow(const RegionShadow&) = delete;
+  RegionShadow& operator=(const RegionShadow&) = delete;
+
+  void set_undefined(std::size_t offset, std::size_t bytes, bool undefined);
+  [[nodiscard]] bool any_undefined(std::size_t offset, std::size_t bytes) const;
+  [[nodiscard]] bool undefined(std::size_t offset) const {
+    return (undefined_[offset / 8] >> offset % 8 & 1) != 0;
+  }
+  [[nodiscard]] GlobalCell& cell(std::size_t offset) { return cells_[offset / 16]; }
+
+ private:
+  std::size_t bytes_ = 0;
+  std::uint8_t* undefined_ = nullptr;  // a bit per byte
+  GlobalCell* cells_ = nullptr;
+};
+
+}  // namespace simt

@@ -115,6 +115,7 @@ struct Block {
 
   /// What this block knows of the others' writes: block -> serial (shadow.h).
   std::map<int, std::uint32_t> known;
+  std::uint32_t newest_fence = 0;
 };
 
 struct GridState {

@@ -66,12 +66,14 @@ void check_against_reads(const Fiber& fiber, const SharedCell& cell, unsigned ma
 
 void record_shared_read(const Fiber& fiber, SharedCell& cell, unsigned mask) {
   const auto me = static_cast<std::uint16_t>(fiber.linear);
-  const bool same_barrier = cell.read_barrier == fiber.block->barrier_epoch;
+  // Readers of the same bytes add up. One of others replaces them: who read which byte would be
+  // more than a cell holds, and a guess would report races that are none.
+  const bool joins = cell.read_barrier == fiber.block->barrier_epoch && cell.read == mask;
   const bool same_warp_epoch =
-      same_barrier && cell.reader / 32 == fiber.warp && cell.read_warp_epoch == fiber.warp_epoch;
+      joins && cell.reader / 32 == fiber.warp && cell.read_warp_epoch == fiber.warp_epoch;
   cell.several_lanes = same_warp_epoch && (cell.several_lanes || cell.reader != me);
-  cell.reader_warps = (same_barrier ? cell.reader_warps : 0) | 1u << fiber.warp;
-  cell.read = static_cast<std::uint8_t>((same_barrier ? cell.read : 0) | mask);
+  cell.reader_warps = (joins ? cell.reader_warps : 0) | 1u << fiber.warp;
+  cell.read = static_cast<std::uint8_t>(mask);
   cell.reader = me;
   cell.read_barrier = fiber.block->barrier_epoch;
   cell.read_warp_epoch = fiber.warp_epoch;
@@ -131,32 +133,45 @@ bool knows(const Block& block, unsigned other, std::uint32_t serial) {
   return known != block.known.end() && known->second >= serial;
 }
 
-void check_cell(const Block& block, GlobalCell& cell, unsigned mask, const char* p, Access access) {
-  GridState& grid = *block.grid;
+// Whether an access joins an older one of the same block as one record. Not across a fence: the
+// older one may have been published since, and the newer one not.
+bool joins(const Block& block, std::uint16_t owner, std::uint32_t serial) {
+  return owner == static_cast<std::uint16_t>(block.id) && serial > block.newest_fence;
+}
+
+void check_word(const Block& block, GlobalWord& word, unsigned mask, const char* p, Access access) {
   const auto me = static_cast<std::uint16_t>(block.id);
-  if (cell.grid != grid.epoch) {
-    cell = {};
-    cell.grid = grid.epoch;
-  }
-  if ((cell.written & mask) != 0 && cell.writer != me &&
-      !(cell.write_was_atomic && is_atomic(access)) &&
-      !knows(block, cell.writer, cell.write_serial)) {
-    report_global_race(p, access, "has written", cell.writer);
+  if ((word.written & mask) != 0 && word.writer != me &&
+      !(word.write_was_atomic && is_atomic(access)) &&
+      !knows(block, word.writer, word.write_serial)) {
+    report_global_race(p, access, "has written", word.writer);
   }
   if (writes(access)) {
-    if ((cell.read & mask) != 0 && cell.reader != me &&
-        !knows(block, cell.reader, cell.read_serial)) {
-      report_global_race(p, access, "has read", cell.reader);
+    if ((word.read & mask) != 0 && word.reader != me &&
+        !knows(block, word.reader, word.read_serial)) {
+      report_global_race(p, access, "has read", word.reader);
     }
-    cell.written = static_cast<std::uint16_t>((cell.writer == me ? cell.written : 0) | mask);
-    cell.writer = me;
-    cell.write_serial = grid.serial;
-    cell.write_was_atomic = is_atomic(access);
+    const bool join =
+        joins(block, word.writer, word.write_serial) && word.write_was_atomic == is_atomic(access);
+    word.written = static_cast<std::uint8_t>((join ? word.written : 0) | mask);
+    word.writer = me;
+    word.write_serial = block.grid->serial;
+    word.write_was_atomic = is_atomic(access);
   } else if (!is_atomic(access)) {
-    cell.read = static_cast<std::uint16_t>((cell.reader == me ? cell.read : 0) | mask);
-    cell.reader = me;
-    cell.read_serial = grid.serial;
+    const bool join = joins(block, word.reader, word.read_serial);
+    word.read = static_cast<std::uint8_t>((join ? word.read : 0) | mask);
+    word.reader = me;
+    word.read_serial = block.grid->serial;
   }
+}
+
+GlobalWord& word_at(const Block& block, RegionShadow& shadow, std::size_t offset) {
+  GlobalCell& cell = shadow.cell(offset);
+  if (cell.grid != block.grid->epoch) {
+    cell = {};
+    cell.grid = block.grid->epoch;
+  }
+  return cell.words[offset % 16 / 4];
 }
 
 void check_region(const Region& region, const char* p, std::size_t bytes, Access access) {
@@ -188,8 +203,9 @@ void check_region(const Region& region, const char* p, std::size_t bytes, Access
   }
   ++block.grid->serial;
   for (std::size_t first = offset; first < offset + bytes;) {
-    const std::size_t last = std::min(offset + bytes, first / 16 * 16 + 16);
-    check_cell(block, shadow.cell(first), run_of_bits(first % 16, last - first), p, access);
+    const std::size_t last = std::min(offset + bytes, first / 4 * 4 + 4);
+    check_word(block, word_at(block, shadow, first), run_of_bits(first % 4, last - first), p,
+               access);
     first = last;
   }
 }

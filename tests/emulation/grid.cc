@@ -100,13 +100,13 @@ class Round {
   }
 
   void run_reverse() {
-    for (auto block = grid_.live.rbegin(); block != grid_.live.rend(); ++block) {
-      for (std::size_t w = (*block)->warps.size(); w-- > 0;) {
-        unsigned lanes = std::exchange((*block)->warps[w].ready, 0);
+    for (const auto& block : grid_.live) {  // they have started in descending order
+      for (std::size_t w = block->warps.size(); w-- > 0;) {
+        unsigned lanes = std::exchange(block->warps[w].ready, 0);
         while (lanes != 0) {
           const int lane = 31 - std::countl_zero(lanes);
           lanes &= ~(1u << lane);
-          if (!run_lane(lane_of(**block, w, lane))) return;
+          if (!run_lane(lane_of(*block, w, lane))) return;
         }
       }
     }

@@ -111,7 +111,7 @@ void cp_async_wait(int pending) {
 
 // ---- fences and atomics ----
 
-void fence() { current->fenced = ++current->block->grid->serial; }
+void fence() { current->fenced = current->block->newest_fence = ++current->block->grid->serial; }
 
 void atomic_access(const void* address, std::size_t bytes, bool changes) {
   if (changes) {

@@ -35,16 +35,21 @@ struct SharedShadow {
   }
 };
 
-/// The last write and the last read of sixteen bytes of global memory, in one grid. Blocks are
-/// ordered only by what they know of each other: a fence stamps a thread with the grid's serial, an
-/// atomic or release behind it publishes the stamp at its address, and whoever reads that address
-/// atomically knows it. A foreign write newer than what is known is a race.
-struct GlobalCell {
-  std::uint32_t grid = 0;  // epoch; older grids are forgotten
+/// The last write and the last read of four bytes of global memory. Serials are of the grid.
+struct GlobalWord {
   std::uint32_t write_serial = 0, read_serial = 0;
   std::uint16_t writer = 0, reader = 0;  // block, modulo 65536: a collision may hide a race
-  std::uint16_t written = 0, read = 0;   // which of the bytes; 0: none
+  std::uint8_t written = 0, read = 0;    // which of the bytes; 0: none
   bool write_was_atomic = false;
+};
+
+/// Sixteen bytes of global memory in one grid. Blocks are ordered only by what they know of each
+/// other: a fence stamps a thread with the grid's serial, an atomic or release behind it publishes
+/// the stamp at its address, and whoever reads that address atomically knows it. A foreign write
+/// newer than what is known is a race.
+struct GlobalCell {
+  std::uint32_t grid = 0;  // epoch; what older grids did is forgotten
+  GlobalWord words[4];
 };
 
 /// Of one region. Mapped without reserve and zero, so that bytes nobody touches cost nothing.

@@ -95,6 +95,12 @@ __global__ void atomics_kernel(unsigned* out) {
   }
 }
 
+// Slot 0 counts; slot 1 + n names the thread that came n-th.
+__global__ void arrival_kernel(unsigned* slots) {
+  const unsigned n = atomicAdd(&slots[0], 1u);
+  slots[1 + n] = blockIdx.x * blockDim.x + threadIdx.x;
+}
+
 __global__ void mma_kernel(MmaArgs args) {
   ptx::FragmentA a;
   ptx::FragmentB b;
@@ -196,7 +202,8 @@ __global__ void narrow_store_kernel(const float* in, __nv_bfloat16* out) {
 // Neighbouring bytes by different threads and blocks are no race.
 __global__ void mixed_bytes_kernel(unsigned char* out) {
   SLUICE_SHARED(unsigned char, bytes, [64]);
-  bytes[threadIdx.x] = static_cast<unsigned char>(threadIdx.x);
+  bytes[threadIdx.x] = static_cast<unsigned char>(threadIdx.x - 1);
+  bytes[threadIdx.x] = static_cast<unsigned char>(bytes[threadIdx.x] + 1);
   __syncthreads();
   out[threadIdx.x * gridDim.x + blockIdx.x] = bytes[63 - threadIdx.x];
 }

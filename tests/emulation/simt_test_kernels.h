@@ -18,6 +18,7 @@ __global__ void shuffle_kernel(int kind, int argument, int width, int* out);
 __global__ void half_warps_kernel(int* out);
 __global__ void vote_kernel(int lanes_below, unsigned* out);
 __global__ void atomics_kernel(unsigned* out);
+__global__ void arrival_kernel(unsigned* slots);
 struct MmaArgs {
   const std::uint32_t* a;
   const std::uint32_t* b;

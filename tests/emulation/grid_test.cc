@@ -1,0 +1,177 @@
+// A launch and its steps.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <thread>
+#include <vector>
+
+#include "tests/emulation/harness.h"
+#include "tests/emulation/simt_test_kernels.h"
+
+namespace simt::testing {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+TEST(Grid, StepsByBatchesOfResidentBlocks) {
+  const With with({.resident = 3});
+  Array<Where> out(7 * 32);
+  const auto grid = make_grid("positions", {.grid = 7}, positions_kernel, out.data());
+  EXPECT_EQ(grid->step(), Grid::Step::kProgress);
+  EXPECT_EQ(out[2 * 32].block.x, 2u);
+  EXPECT_EQ(out[3 * 32].block.x, 0xFFFFFFFFu) << "of the next batch";
+  EXPECT_EQ(grid->step(), Grid::Step::kProgress);
+  EXPECT_EQ(grid->step(), Grid::Step::kDone);
+  EXPECT_EQ(out[6 * 32].block.x, 6u);
+}
+
+TEST(Grid, RunsAheadOfItsDependencyUpToTheWait) {
+  Array<int> previous(32), prologue(32), out(32);
+  const auto grid =
+      make_grid("dependent", {}, dependent_kernel, previous.data(), prologue.data(), out.data());
+  grid->set_dependency_done(false);
+  EXPECT_EQ(grid->step(), Grid::Step::kBlockedOnDependency);
+  EXPECT_EQ(prologue[31], 1);
+  EXPECT_EQ(out[31], -1) << "behind the wait";
+  EXPECT_EQ(grid->step(), Grid::Step::kBlockedOnDependency);
+  previous.fill(41);
+  grid->set_dependency_done(true);
+  EXPECT_EQ(grid->step(), Grid::Step::kDone);
+  EXPECT_EQ(out[0], 42);
+}
+
+TEST(Grid, DoesNotWaitForADependencyThatIsDone) {
+  Array<int> previous(32), prologue(32), out(32);
+  previous.fill(1);
+  EXPECT_EQ(run("dependent", {}, dependent_kernel, previous.data(), prologue.data(), out.data()),
+            "");
+  EXPECT_EQ(out[0], 2);
+}
+
+class GridInEveryOrder : public ::testing::TestWithParam<Order> {};
+INSTANTIATE_TEST_SUITE_P(Grid, GridInEveryOrder, ::testing::ValuesIn(kOrders),
+                         [](const auto& order) { return std::string(name_of(order.param)); });
+
+TEST_P(GridInEveryOrder, SaysThatItSpinsUntilTheHostAnswers) {
+  const With with({.order = GetParam()});
+  Array<std::uint32_t> posted(1, "posted", RegionKind::kPinned);
+  Array<std::uint32_t> served(1, "served", RegionKind::kPinned);
+  posted.fill(0);
+  served.fill(0);
+  Array<int> out(64);
+  const auto grid = make_grid("answer", {.block = 64}, answer_kernel, posted.data(),
+                              static_cast<const std::uint32_t*>(served.data()), out.data());
+  EXPECT_EQ(grid->step(), Grid::Step::kProgress) << "it has posted";
+  EXPECT_EQ(posted[0], 7u);
+  EXPECT_EQ(grid->step(), Grid::Step::kSpinning);
+  EXPECT_EQ(grid->step(), Grid::Step::kSpinning);
+  served[0] = 8;
+  EXPECT_EQ(grid->step(), Grid::Step::kDone);
+  EXPECT_EQ(out[63], 1);
+}
+
+TEST_P(GridInEveryOrder, SaysThatBlocksSpinForOneThatIsNotResident) {
+  const With with({.order = GetParam(), .resident = 1});
+  Array<std::uint32_t> turn(1);
+  Array<int> out(9);
+  turn.fill(3);  // block 3's turn, and then nobody's: 4 has gone before it in some orders
+  out.fill(0);
+  const std::string end =
+      run("in_turn", {.grid = 8}, blocks_in_turn_kernel, turn.data(), out.data());
+  EXPECT_EQ(end, "spins");
+}
+
+TEST_P(GridInEveryOrder, MayBeDroppedAtAnyMoment) {
+  const With with({.order = GetParam()});
+  Array<std::uint32_t> turn(1);
+  Array<int> out(9);
+  turn.fill(100);
+  out.fill(0);
+  for (int i = 0; i < 3; ++i) {
+    const auto grid =
+        make_grid("in_turn", {.grid = 8}, blocks_in_turn_kernel, turn.data(), out.data());
+    for (int step = 0; step < i; ++step) (void)grid->step();
+  }
+  Array<int> in(256), shifted(256);
+  in.fill(4);
+  EXPECT_EQ(run("shift", {.block = 256}, shift_kernel, in.data(), shifted.data()), "");
+}
+
+// The order in which threads reach an atomic is the schedule.
+std::vector<unsigned> schedule(Order order, std::uint64_t seed) {
+  const With with({.order = order, .seed = seed});
+  Array<unsigned> slots(65);
+  slots.fill(0);
+  EXPECT_EQ(run("arrival", {.grid = 2}, arrival_kernel, slots.data()), "");
+  return {slots.data() + 1, slots.data() + 65};
+}
+
+TEST_P(GridInEveryOrder, RepeatsItselfUnderTheSameSeed) {
+  EXPECT_EQ(schedule(GetParam(), 11), schedule(GetParam(), 11));
+}
+
+TEST(Grid, RunsInDifferentOrders) {
+  EXPECT_NE(schedule(Order::kRandom, 1), schedule(Order::kRandom, 2));
+  const auto forward = schedule(Order::kForward, 1);
+  auto reverse = schedule(Order::kReverse, 1);
+  EXPECT_TRUE(std::is_sorted(forward.begin(), forward.end()));
+  std::reverse(reverse.begin(), reverse.end());
+  EXPECT_EQ(forward, reverse);
+}
+
+TEST(Grid, MayBeSteppedByAnyThread) {
+  const With with({.resident = 1});
+  Array<std::uint32_t> posted(1, "posted", RegionKind::kPinned);
+  Array<std::uint32_t> served(1, "served", RegionKind::kPinned);
+  posted.fill(0);
+  served.fill(0);
+  Array<int> out(64);
+  const auto grid = make_grid("answer", {.block = 64}, answer_kernel, posted.data(),
+                              static_cast<const std::uint32_t*>(served.data()), out.data());
+  EXPECT_EQ(grid->step(), Grid::Step::kProgress);
+  served[0] = 8;
+  std::thread([&] { EXPECT_EQ(grid->step(), Grid::Step::kDone); }).join();
+  EXPECT_EQ(out[0], 1);
+}
+
+TEST(Grid, RefusesShapesThatNoGpuRuns) {
+  Array<int> out(1);
+  const auto error = [&](Shape shape) { return run("k", shape, exit_early_kernel, out.data(), 0); };
+  EXPECT_EQ(error({.block = dim3(32, 33)}),
+            "k: launch: got 1056 threads per block, expected 1 to 1024");
+  EXPECT_EQ(error({.block = 0}), "k: launch: got 0 threads per block, expected 1 to 1024");
+  EXPECT_THAT(error({.grid = dim3(4, 0)}), HasSubstr("got 0 blocks, expected 1 to 2^31 - 1"));
+  EXPECT_THAT(error({.shared_bytes = (227 << 10) + 1}),
+              HasSubstr("got 232449 bytes of dynamic shared memory, expected at most 232448"));
+  EXPECT_EQ(error({.block = 1024, .shared_bytes = 227 << 10}), "");
+}
+
+TEST(Grid, StaysFailed) {
+  const auto grid = make_grid("touch", {}, touch_kernel, static_cast<int*>(nullptr), 0L, true);
+  EXPECT_EQ(grid->step(), Grid::Step::kFailed);
+  const std::string error = grid->error();
+  EXPECT_THAT(error, StartsWith("touch block (0,0,0) thread 0: "));
+  EXPECT_EQ(grid->step(), Grid::Step::kFailed);
+  EXPECT_EQ(grid->error(), error);
+}
+
+TEST(Grid, CountsWhatItDoes) {
+  counters() = {};
+  Array<int> in(256), out(256);
+  in.fill(0);
+  ASSERT_EQ(run("shift", {.block = 256}, shift_kernel, in.data(), out.data()), "");
+  EXPECT_EQ(counters().barriers, 10u);
+  EXPECT_EQ(counters().switches, 256u * 11);
+  EXPECT_EQ(counters().mma, 0u);
+  if (checked()) {
+    EXPECT_EQ(counters().checked_accesses, 256u * (1 + 10 + 1));
+  } else {
+    EXPECT_EQ(counters().checked_accesses, 0u);
+  }
+}
+
+}  // namespace
+}  // namespace simt::testing

@@ -82,7 +82,7 @@ void leave_block(Fiber& fiber) {
   }
   for (const Rendezvous& meeting : warp.meetings) {
     if ((meeting.mask & bit_of(fiber)) != 0) {
-      fail("warp divergence: the thread exits while lane " +
+      fail("warp divergence: lane " + std::to_string(fiber.lane) + " exits while lane " +
                std::to_string(std::countr_zero(meeting.arrived)) + " waits for it in " +
                name_of(meeting.kind),
            meeting.site);

@@ -8,7 +8,7 @@
 
 extern "C" {
 
-enum { kSluiceBridgeVersion = 1 };
+enum { kSluiceBridgeVersion = 2 };
 
 /// One call of one MoE layer; dtypes are 0 f32, 1 bf16, 2 f16.
 struct SluiceForwardCall {
@@ -23,6 +23,8 @@ struct SluiceForwardCall {
   const void* weights;        // [T, K]
   void* out;                  // [T, H]
   int64_t columns;            // H of `hidden` and `out`, checked against the layer
+  int32_t device;             // where the tensors lie: -1 the CPU, else the CUDA device
+  uint64_t stream;            // its current stream; 0 on the CPU, and for the legacy stream
 };
 
 /// Given by _core to _ops.

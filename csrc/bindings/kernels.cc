@@ -12,6 +12,7 @@
 #include "base/log_ring.h"
 #include "base/mutex.h"
 #include "bindings/bindings.h"
+#include "bindings/devices.h"
 #include "bindings/errors.h"
 #include "bindings/torch_bridge.h"
 #include "cache/policy.h"
@@ -32,6 +33,7 @@ py::dict build_info() {
   info["compiler"] = std::string("GCC ") + __VERSION__;
 #endif
   info["cpu_isa"] = cpu_isa_name(cpu_isa());
+  info["cuda"] = cuda_kind();
   return info;
 }
 

@@ -1,5 +1,6 @@
 // _ops: the hot call as a torch operator, over LibTorch's stable ABI and the bridge alone. It links
 // no core of ours: `bind` takes the table of _core's functions and gives the address of its own.
+#include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -41,6 +42,25 @@ std::string shape_text(const Tensor& tensor) {
 
 Tensor made_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+/// Torch's current stream of a CUDA device. Looked up in the torch of this process: the library
+/// that has it is not there in a CPU build, and must not be linked (kernels room README).
+std::uint64_t current_stream(std::int32_t device) {
+  using Fn = AOTITorchError (*)(std::int32_t, void**);
+  static const Fn fn = [] {
+    void* const library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return library == nullptr
+               ? nullptr
+               : reinterpret_cast<Fn>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  }();
+  STD_TORCH_CHECK(fn != nullptr,
+                  "sluice::experts_forward: got CUDA tensors from a torch without "
+                  "aoti_torch_get_current_cuda_stream, expected torch >= 2.10; update torch");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(fn(device, &stream) == 0,
+                  "sluice::experts_forward: torch has no current stream on cuda:", device);
+  return reinterpret_cast<std::uint64_t>(stream);
 }
 
 /// `data` as a tensor that owns nothing; strides in elements.
@@ -125,8 +145,12 @@ Tensor experts_forward(std::int64_t handle, std::int64_t layer, const Tensor& hi
                   "sluice::experts_forward: weights: expected float32, bfloat16 or float16");
   STD_TORCH_CHECK(ids.scalar_type() == ScalarType::Long,
                   "sluice::experts_forward: ids: expected int64");
-  STD_TORCH_CHECK(hidden.is_cpu() && ids.is_cpu() && weights.is_cpu(),
-                  "sluice::experts_forward: expected every tensor on the CPU");
+  const std::int32_t device = hidden.is_cpu() ? -1 : hidden.get_device_index();
+  for (const Tensor* tensor : {&ids, &weights}) {
+    STD_TORCH_CHECK(
+        tensor->is_cpu() == hidden.is_cpu() && (device < 0 || tensor->get_device_index() == device),
+        "sluice::experts_forward: expected hidden, ids and weights on one device");
+  }
 
   const std::array<std::int64_t, 2> shape{hidden.size(0), hidden.size(1)};
   Tensor out = torch::stable::new_empty(hidden, {shape.data(), shape.size()});
@@ -145,6 +169,8 @@ Tensor experts_forward(std::int64_t handle, std::int64_t layer, const Tensor& hi
   call.weights = dense_weights.const_data_ptr();
   call.out = out.mutable_data_ptr();
   call.columns = shape[1];
+  call.device = device;
+  call.stream = device < 0 ? 0 : current_stream(device);
   STD_TORCH_CHECK(table->forward(&call) == 0,
                   "sluice::experts_forward failed; sluice._core.take_error(", handle,
                   ") has the error");
@@ -161,6 +187,10 @@ STABLE_TORCH_LIBRARY(sluice, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sluice, CPU, m) {
+  m.impl("experts_forward", TORCH_BOX(&experts_forward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sluice, CUDA, m) {
   m.impl("experts_forward", TORCH_BOX(&experts_forward));
 }
 

@@ -12,6 +12,7 @@
 #include "base/dtype.h"
 #include "base/log_ring.h"
 #include "bindings/bindings.h"
+#include "bindings/devices.h"
 #include "bindings/errors.h"
 #include "bindings/registry.h"
 #include "bindings/session_state.h"
@@ -86,9 +87,11 @@ GateSettings gate_settings(const py::dict& gate) {
   return settings;
 }
 
-std::unique_ptr<SessionHandle> open_session(const StoreHandle& store, std::uint64_t device_memory,
-                                            std::string policy, int io_threads, bool timeline,
-                                            const std::vector<py::dict>& gates) {
+std::unique_ptr<SessionHandle> open_session(const StoreHandle& store, const std::string& device,
+                                            std::uint64_t device_memory, std::uint64_t host_memory,
+                                            std::string host_tier, std::uint64_t pinned_cap,
+                                            std::string prefill, std::string policy, int io_threads,
+                                            bool timeline, const std::vector<py::dict>& gates) {
   require<ConfigError>(static_cast<std::int64_t>(gates.size()) == store.store->num_layers(), [&] {
     return "gates: got " + std::to_string(gates.size()) + ", expected " +
            std::to_string(store.store->num_layers()) + ", one per layer of the store";
@@ -96,19 +99,23 @@ std::unique_ptr<SessionHandle> open_session(const StoreHandle& store, std::uint6
   std::vector<GateSettings> settings;
   for (const py::dict& gate : gates) settings.push_back(gate_settings(gate));
   EngineOptions options{.device_memory = device_memory,
+                        .host_memory = host_memory,
+                        .host_tier = std::move(host_tier),
+                        .pinned_cap = pinned_cap,
+                        .prefill = std::move(prefill),
                         .policy = std::move(policy),
                         .io_threads = io_threads,
                         .timeline = timeline};
   const py::gil_scoped_release no_gil;
   return std::make_unique<SessionHandle>(
-      std::make_shared<SessionState>(store.store, std::move(options), std::move(settings)));
+      std::make_shared<SessionState>(store.store, device, std::move(options), std::move(settings)));
 }
 
 /// The op's call for Python's twin of `_ops`: by handle, errors raised as they are.
 void forward(std::int64_t handle, std::int64_t layer, std::int64_t num_tokens, std::int64_t top_k,
              std::int64_t columns, const std::string& activations, const std::string& weights_dtype,
              std::uint64_t hidden, std::uint64_t expert_ids, std::uint64_t weights,
-             std::uint64_t out) {
+             std::uint64_t out, std::int32_t device, std::uint64_t stream) {
   const std::uint64_t bytes = num_tokens > 0 && columns > 0 ? 1 : 0;
   SluiceForwardCall call{};
   call.handle = handle;
@@ -123,6 +130,8 @@ void forward(std::int64_t handle, std::int64_t layer, std::int64_t num_tokens, s
   call.weights = address_of(weights, top_k > 0 ? bytes : 0);
   call.out = address_of(out, bytes);
   call.columns = columns;
+  call.device = device;
+  call.stream = stream;
   const std::shared_ptr<SessionState> session = find_session(handle);
   if (session == nullptr) std::rethrow_exception(take_error(handle));
   if (session->forward(call) != 0) std::rethrow_exception(session->take_error());
@@ -169,7 +178,9 @@ py::object taken_error(std::int64_t handle) {
 void bind_session(py::module_& m) {
   py::class_<SessionHandle>(
       m, "Session", "One engine in the registry of sessions; `handle` is what the op takes.")
-      .def(py::init(&open_session), py::arg("store"), py::kw_only(), py::arg("device_memory"),
+      .def(py::init(&open_session), py::arg("store"), py::kw_only(), py::arg("device") = "cpu",
+           py::arg("device_memory"), py::arg("host_memory") = 0, py::arg("host_tier") = "inclusive",
+           py::arg("pinned_cap") = ~std::uint64_t{0}, py::arg("prefill") = "stream",
            py::arg("policy"), py::arg("io_threads"), py::arg("timeline") = true, py::arg("gates"))
       .def_property_readonly("handle", &SessionHandle::handle)
       .def("hint", &give_hints, py::arg("hints"),
@@ -181,6 +192,17 @@ void bind_session(py::module_& m) {
           },
           "The fields of EngineStats; `degradations` is a dict.")
       .def("plan", [](const SessionHandle& s) { return plan_view(s.engine().plan()); })
+      .def(
+          "host_plan", [](const SessionHandle& s) { return plan_view(s.engine().host_plan()); },
+          "The same of the host tier; no classes without one.")
+      .def(
+          "host_tier",
+          [](const SessionHandle& s) {
+            const HostTierProgress progress = without_gil([&] { return s.engine().host_tier(); });
+            return std::tuple(progress.capacity_bytes, progress.filled_bytes, progress.pinned_bytes,
+                              progress.pageable_bytes);
+          },
+          "(capacity, filled, pinned, unpinned for good) bytes; zeros without one.")
       .def(
           "timeline",
           [](const SessionHandle& s) {
@@ -206,11 +228,14 @@ void bind_session(py::module_& m) {
             return python_error(without_gil([&] { return s.state().take_error(); }));
           },
           "As the function of that name; also of a session that was closed meanwhile.");
+  m.def("num_cuda_devices", &num_cuda_devices);
+  m.def("has_host_tier", &has_host_tier, py::arg("device"));
   m.def("take_error", &taken_error, py::arg("handle"),
         "The exception that the calling thread's last failed forward left; taken once.");
   m.def("forward", &forward, py::arg("handle"), py::arg("layer"), py::arg("num_tokens"),
         py::arg("top_k"), py::arg("columns"), py::arg("activations"), py::arg("weights_dtype"),
-        py::arg("hidden"), py::arg("expert_ids"), py::arg("weights"), py::arg("out"), WithoutGil(),
+        py::arg("hidden"), py::arg("expert_ids"), py::arg("weights"), py::arg("out"),
+        py::arg("device") = -1, py::arg("stream") = 0, WithoutGil(),
         "What the bridge calls, by handle; errors are raised as they are.");
   m.def("plan_memory", &plan_of, py::arg("budget_bytes"), py::arg("layers"),
         "What a budget buys for layers of (slot_bytes, num_experts).");

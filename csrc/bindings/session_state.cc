@@ -4,8 +4,8 @@
 
 #include <utility>
 
+#include "bindings/devices.h"
 #include "bindings/torch_bridge.h"
-#include "device/device.h"
 
 namespace sluice::bindings {
 
@@ -23,15 +23,18 @@ SharedPyObject share(py::object object) {
           }};
 }
 
-SessionState::SessionState(std::shared_ptr<const ExpertStore> store, EngineOptions options,
+SessionState::SessionState(std::shared_ptr<const ExpertStore> store,
+                           const std::string& torch_device, EngineOptions options,
                            std::vector<GateSettings> gates)
-    : process_id_(getpid()) {
+    : process_id_(getpid()), torch_device_(torch_device) {
   std::vector<LayerSpec> layers;
   layers.reserve(gates.size());
   for (const GateSettings& settings : gates) layers.push_back(make_layer(settings));
   Engine::Parts parts;
   parts.store = std::move(store);
-  parts.device = make_host_device();
+  EngineDevice opened = open_device(torch_device);
+  parts.device = std::move(opened.device);
+  parts.compute = std::move(opened.compute);
   parts.parallel = make_parallel();
   parts.gemm = [](void* context, const GemmCall& call) {
     return static_cast<SessionState*>(context)->gemm(call);
@@ -69,15 +72,21 @@ LayerSpec SessionState::make_layer(const GateSettings& settings) {
 decltype(LayerSpec::gate_callback) SessionState::make_callback(const SharedPyObject& fn) {
   return [this, fn](LayerIdx layer, DType dtype, std::int64_t rows, std::int64_t in_columns,
                     std::int64_t out_columns, const void* in, void* out) {
-    const py::gil_scoped_acquire gil;
-    try {
-      (*fn)(to_int(layer), std::string(dtype_name(dtype)), rows, in_columns, out_columns,
-            reinterpret_cast<std::uint64_t>(in), reinterpret_cast<std::uint64_t>(out));
-      return 0;
-    } catch (const std::exception&) {
-      keep_error(std::current_exception());
-      return 1;
-    }
+    const auto call = [&](const void* source, void* target) {
+      const py::gil_scoped_acquire gil;
+      try {
+        (*fn)(to_int(layer), std::string(dtype_name(dtype)), rows, in_columns, out_columns,
+              reinterpret_cast<std::uint64_t>(source), reinterpret_cast<std::uint64_t>(target));
+        return 0;
+      } catch (const std::exception&) {
+        keep_error(std::current_exception());
+        return 1;
+      }
+    };
+    const auto bytes = [&](std::int64_t columns) {
+      return static_cast<std::size_t>(rows * columns) * element_bytes(dtype);
+    };
+    return call_on_tensors(bytes(in_columns), bytes(out_columns), in, out, call);
   };
 }
 
@@ -97,6 +106,11 @@ ForwardArgs SessionState::checked(const SluiceForwardCall& call) const {
     return "tokens: got " + std::to_string(call.num_tokens) + " with " +
            std::to_string(call.top_k) + " experts each, expected 0 or more";
   });
+  const std::string device = call.device < 0 ? "cpu" : "cuda:" + std::to_string(call.device);
+  require<ConfigError>(device == torch_device_, [&] {
+    return "hidden: got tensors on " + device + ", expected " + torch_device_ +
+           ", where the session was opened; move them, or open a session there";
+  });
   const auto dtype = [](std::int32_t number, const char* what) {
     require<ConfigError>(number >= 0 && number <= 2, [&] {
       return std::string(what) + ": got dtype " + std::to_string(number) + ", expected 0, 1 or 2";
@@ -111,7 +125,8 @@ ForwardArgs SessionState::checked(const SluiceForwardCall& call) const {
           .hidden = call.hidden,
           .expert_ids = call.expert_ids,
           .weights = call.weights,
-          .out = call.out};
+          .out = call.out,
+          .stream = StreamHandle{call.stream}};
 }
 
 std::int32_t SessionState::forward(const SluiceForwardCall& call) noexcept {
@@ -120,7 +135,7 @@ std::int32_t SessionState::forward(const SluiceForwardCall& call) noexcept {
   (void)take_error();
   try {
     const ForwardArgs args = checked(call);
-    if (args.num_tokens > 0) engine_->forward(args);
+    if (args.num_tokens > 0) forward_tensors(*engine_, args);
     return 0;
   } catch (const std::exception&) {
     keep_error(std::current_exception());

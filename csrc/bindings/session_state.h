@@ -37,8 +37,8 @@ struct GateSettings {
 /// threads of its engine do not exist there. The destructor leaks the engine there for that reason.
 class SessionState {
  public:
-  SessionState(std::shared_ptr<const ExpertStore> store, EngineOptions options,
-               std::vector<GateSettings> gates);
+  SessionState(std::shared_ptr<const ExpertStore> store, const std::string& torch_device,
+               EngineOptions options, std::vector<GateSettings> gates);
   ~SessionState();
   SessionState(const SessionState&) = delete;
   SessionState& operator=(const SessionState&) = delete;
@@ -69,6 +69,7 @@ class SessionState {
   void keep_error(std::exception_ptr error) EXCLUDES(mu_);
 
   pid_t process_id_;
+  const std::string torch_device_;
   std::atomic<bool> closed_{false};
   std::atomic<std::int64_t> reference_gemm_calls_{0};
   std::atomic<std::int64_t> python_gemm_calls_{0};

@@ -68,6 +68,12 @@ py::dict stats_view(const EngineStats& s) {
   put("slab_bytes", s.slab_bytes);
   put("workspace_bytes", s.workspace_bytes);
   put("host_bytes", s.host_bytes);
+  put("host_hits", s.host_hits);
+  put("host_misses", s.host_misses);
+  put("store_bytes_read", s.store_bytes_read);
+  put("host_tier_bytes", s.host_tier_bytes);
+  put("host_filled_bytes", s.host_filled_bytes);
+  put("pinned_bytes", s.pinned_bytes);
   put("degradations", s.degradations);
   return out;
 }

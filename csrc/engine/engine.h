@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -33,7 +34,8 @@ struct EngineOptions {
   std::uint64_t host_memory = 0;
   /// "inclusive": the host tier holds what fits, device slots or not. "none": RAM is staging alone.
   std::string host_tier = "inclusive";
-  std::uint64_t pinned_cap = ~std::uint64_t{0};  ///< bytes of the host tier that may be pinned
+  /// Bytes of the host tier that may be pinned.
+  std::uint64_t pinned_cap = std::numeric_limits<std::uint64_t>::max();
   /// "stream": a call of more than half of a layer goes through a ring of slots. "cache": through
   /// all of them.
   std::string prefill = "stream";

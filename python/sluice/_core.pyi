@@ -21,7 +21,13 @@ class InternalError(SluiceError, AssertionError): ...
 
 def version() -> str: ...
 def build_info() -> dict[str, Any]:
-    """compiler, cpu_isa."""
+    """compiler, cpu_isa, cuda ("none", "runtime" or "emulated")."""
+
+def num_cuda_devices() -> int:
+    """0 in a build without CUDA and without a driver."""
+
+def has_host_tier(device: str) -> bool:
+    """Whether a session on this torch device ("cpu", "cuda:N") has memory of its own for slots."""
 
 def parse_size(text: str | int) -> tuple[str, float]:
     """("bytes", n) or ("share", 0.25) of "6GiB", "6GB", "25%", 123. Errors: ConfigError."""
@@ -151,7 +157,12 @@ class Session:
         self,
         store: Store,
         *,
+        device: str = "cpu",
         device_memory: int,
+        host_memory: int = 0,
+        host_tier: str = "inclusive",
+        pinned_cap: int = ...,
+        prefill: str = "stream",
         policy: str,
         io_threads: int,
         timeline: bool = True,
@@ -167,6 +178,10 @@ class Session:
     def stats(self) -> dict[str, Any]:
         """The fields of EngineStats; `degradations` is a dict."""
     def plan(self) -> dict[str, Any]: ...
+    def host_plan(self) -> dict[str, Any]:
+        """The same of the host tier; no classes without one."""
+    def host_tier(self) -> tuple[int, int, int, int]:
+        """(capacity, filled, pinned, unpinned for good) bytes; zeros without one."""
     def timeline(self) -> list[tuple[str, float, float, int, int, int, int]]:
         """(kind, begin_s, end_s, layer, expert, bytes, tokens), oldest first."""
     def residency(self) -> list[list[tuple[str, int, int, int]]]:
@@ -196,6 +211,8 @@ def forward(
     expert_ids: int,
     weights: int,
     out: int,
+    device: int = -1,
+    stream: int = 0,
 ) -> None:
     """What the bridge calls, by handle; errors are raised as they are."""
 

@@ -15,10 +15,14 @@ from sluice import _core
 from sluice.errors import ConfigError
 
 BACKINGS = ("auto", "ram", "disk")
+HOST_TIERS = ("inclusive", "none")
+PREFILLS = ("stream", "cache")
 VERIFICATIONS = ("first", "always", "never")
 MAX_IO_THREADS = 64
 CHUNK_RANGE = (4096, 4 << 20)
 MAX_BOUNCE_BYTES = 16 << 20
+HOST_SHARE_PERCENT = 80
+NO_CAP = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,14 @@ class OffloadOptions:
         device_memory: Bytes for resident experts, or a size: "12GiB", "6GB", "25%" of the slots of
             all offloaded experts. No default: what fits is the user's to say. More holds more
             experts, so fewer are read.
+        host_memory: Beside a GPU: bytes of RAM for experts, as `device_memory` is written. None: 80
+            % of the RAM that is free, at most all experts; logged. More reads the disk less.
+        host_tier: Beside a GPU: "inclusive" (default) keeps in RAM what fits, whether or not it is
+            on the GPU as well; "none" reads every miss from the disk, through three slots of RAM.
+        pinned_cap: Beside a GPU: how much of `host_memory` may be pinned, bytes or a size. None:
+            all of it. Copies from the rest go through staging, which costs a core and is counted.
+        prefill: What a call of more than half of a layer's experts may use: "stream" (default) a
+            ring of an eighth of the slots, so that a prompt does not empty them; "cache" all.
         policy: Who leaves when a slot is needed: "lru", "decayed-lfu" (`"decayed-lfu:16"` sets the
             half-life in steps), "static", "edge", "edge:printed". Default "decayed-lfu": routing
             is skewed, and the skew drifts. Costs nothing measurable either way.
@@ -62,6 +74,10 @@ class OffloadOptions:
     """
 
     device_memory: int | str | None = None
+    host_memory: int | str | None = None
+    host_tier: str = "inclusive"
+    pinned_cap: int | str | None = None
+    prefill: str = "stream"
     policy: str = "decayed-lfu"
     pack: str = "auto"
     offload_dir: str | None = None
@@ -81,6 +97,11 @@ class OffloadOptions:
         set_field(self, "pack", _path(self.pack, "pack"))
         set_field(self, "exclude", _patterns(self.exclude))
         _check_device_memory(self.device_memory)
+        _check_host_memory(self.host_memory)
+        if self.pinned_cap is not None and _size("pinned_cap", self.pinned_cap)[0] != "bytes":
+            raise ConfigError(f'pinned_cap: got {self.pinned_cap!r}, expected bytes, as in "8GiB"')
+        _check_choice("host_tier", self.host_tier, HOST_TIERS)
+        _check_choice("prefill", self.prefill, PREFILLS)
         _check_policy(self.policy)
         _check_choice("backing", self.backing, BACKINGS)
         _check_choice("verify", self.verify, VERIFICATIONS)
@@ -116,11 +137,17 @@ class OffloadOptions:
     def budget_bytes(self, total_slot_bytes: int) -> int:
         """The budget in bytes, where a percentage is taken of `total_slot_bytes`."""
         assert self.device_memory is not None  # refused when the options were made
-        kind, amount = _core.parse_size(self.device_memory)
-        if kind == "bytes":
-            return int(amount)
-        # As the decimal that was written: 30 % of ten slots is three, whatever 0.3 is in binary.
-        return int(total_slot_bytes * Fraction(amount).limit_denominator(10**9))
+        return _bytes_of(self.device_memory, total_slot_bytes)
+
+    def host_bytes(self, total_slot_bytes: int, free_bytes: int) -> int:
+        """The host tier's bytes, of `free_bytes` of RAM; never more than all experts take."""
+        if self.host_memory is None:
+            return min(total_slot_bytes, free_bytes * HOST_SHARE_PERCENT // 100)
+        return min(total_slot_bytes, _bytes_of(self.host_memory, total_slot_bytes))
+
+    def pinned_cap_bytes(self) -> int:
+        """`pinned_cap` in bytes; without one, more than there is."""
+        return NO_CAP if self.pinned_cap is None else _bytes_of(self.pinned_cap, 0)
 
     def chunk_bytes_as_int(self) -> int:
         """`chunk_bytes` in bytes.
@@ -163,6 +190,22 @@ def _check_device_memory(value: object) -> None:
     kind, amount = _size("device_memory", value)
     if amount <= 0 or (kind == "share" and amount > 1):
         raise ConfigError(f'device_memory: got {value!r}, expected more than 0, at most "100%"')
+
+
+def _bytes_of(size: int | str, whole: int) -> int:
+    kind, amount = _core.parse_size(size)
+    if kind == "bytes":
+        return int(amount)
+    # As the decimal that was written: 30 % of ten slots is three, whatever 0.3 is in binary.
+    return int(whole * Fraction(amount).limit_denominator(10**9))
+
+
+def _check_host_memory(value: object) -> None:
+    if value is None:
+        return
+    kind, amount = _size("host_memory", value)
+    if amount <= 0 or (kind == "share" and amount > 1):
+        raise ConfigError(f'host_memory: got {value!r}, expected more than 0, at most "100%"')
 
 
 def _check_policy(value: object) -> None:

@@ -59,7 +59,8 @@ def register_twin(namespace: str) -> None:
     """Defines the operator in Python under `namespace`."""
     library = torch.library.Library(namespace, "DEF")
     library.define(SCHEMA)
-    library.impl("experts_forward", experts_forward, "CPU")
+    for key in ("CPU", "CUDA"):
+        library.impl("experts_forward", experts_forward, key)
     _libraries.append(library)
 
 
@@ -98,6 +99,7 @@ def experts_forward(
         dense_ids.data_ptr(),
         dense_weights.data_ptr(),
         out.data_ptr(),
+        *_place(hidden),
     )
     return out
 
@@ -150,8 +152,15 @@ def _check(hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> No
             raise refuse(name, tensor.dtype, "float32, bfloat16 or float16")
     if ids.dtype != torch.int64:
         raise refuse("ids", ids.dtype, "int64")
-    if any(tensor.device.type != "cpu" for tensor in (hidden, ids, weights)):
-        raise refuse("tensors", hidden.device, "every tensor on the CPU")
+    if any(tensor.device != hidden.device for tensor in (ids, weights)):
+        raise refuse("tensors", [hidden.device, ids.device, weights.device], "one device for all")
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, int]:
+    """(device, stream) as the core has them: -1 and 0 on the CPU."""
+    if tensor.device.type == "cpu":
+        return -1, 0
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def _native_path() -> str | None:

@@ -33,6 +33,13 @@ def report_text(stats: Stats, classes: Sequence[dict[str, Any]], source: str, po
         f"  {_read_text(stats)}",
         f"  waited {stats.stall_s:.3f} s for experts, computed {stats.compute_s:.3f} s",
     ]
+    if stats.host_tier_bytes:
+        lines.append(
+            f"  host tier: {format_bytes(stats.host_filled_bytes)} of "
+            f"{format_bytes(stats.host_tier_bytes)} filled, {format_bytes(stats.pinned_bytes)} "
+            f"pinned; {stats.host_hits} loads from it, {stats.host_misses} from the store "
+            f"({format_bytes(stats.store_bytes_read)} read)"
+        )
     if stats.hints:
         lines.append(f"  {stats.hints} hints, {stats.hints_dropped} dropped")
     if stats.generic_gate_calls:

@@ -14,10 +14,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from sluice import _core, log
-from sluice.config import OffloadOptions
+from sluice.config import HOST_SHARE_PERCENT, OffloadOptions
 from sluice.errors import ConfigError, SluiceError
+from sluice.memory import available_bytes
 from sluice.report import report_text
-from sluice.stats import Stats
+from sluice.stats import HostTier, Stats
+from sluice.text import format_bytes
 from sluice.timeline import Span, write_chrome_trace
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ OPERATOR_FAILED = "sluice::experts_forward failed"
 """Begins the text of the RuntimeError behind which `_core.take_error` has the real one."""
 
 _LEAVING_S = 5.0
+_LOOK_S = 0.1
 _inside: set[tuple[int, int]] = set()  # (thread, session) of calls that wait in the core
 os.register_at_fork(after_in_child=_inside.clear)  # those threads are not in the child
 
@@ -45,23 +48,30 @@ class Session:
             gate_callback and post_callback (functions on raw addresses as `_core.Session` calls
             them, or None). The session holds callbacks, the core holds them weakly: a callback may
             refer to a model that refers to the session.
+        device: Where the tensors of its calls lie and the slots are: "cpu" or "cuda:N".
 
     Attributes:
         handle: What `torch.ops.sluice.experts_forward` takes.
         store: As given.
         options: As given.
         budget_bytes: `device_memory` in bytes.
+        device: As given.
 
     Raises:
         CapacityError: The budget is below one slot per size class; the message names budgets that
             work.
-        ConfigError: Layers that do not fit the store.
+        ConfigError: Layers that do not fit the store; a host tier asked for where slots are RAM.
+        DeviceError: No such device, or a build without CUDA.
 
     Thread safety: every member; forwards are serialised.
     """
 
     def __init__(
-        self, store: _core.Store, options: OffloadOptions, layers: Sequence[Mapping[str, Any]]
+        self,
+        store: _core.Store,
+        options: OffloadOptions,
+        layers: Sequence[Mapping[str, Any]],
+        device: str = "cpu",
     ) -> None:
         import torch  # needed from here on, and not before
 
@@ -88,9 +98,13 @@ class Session:
         self._torch = torch
         self._operator = torch.ops.sluice.experts_forward.default
         self._without_gradient = ops.NoGradient.apply
+        self.device = device
         self._core = _core.Session(
             store,
+            device=device,
             device_memory=self.budget_bytes,
+            **self._host_settings(),
+            prefill=options.prefill,
             policy=options.policy,
             io_threads=options.io_threads,
             timeline=options.timeline,
@@ -139,6 +153,24 @@ class Session:
     def plan(self) -> dict[str, Any]:
         """What the budget bought: budget_bytes, slab_bytes, classes, class_of_layer."""
         return self._core.plan()
+
+    def host_tier(self) -> HostTier:
+        """How far the host tier beside a GPU is filled and pinned; zeros without one."""
+        return HostTier(*self._core.host_tier())
+
+    def wait_for_host_tier(self) -> HostTier:
+        """Shows the filling of the host tier until it is done; forwards may run meanwhile.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C: filling goes on; `close` ends it and gives all memory back.
+        """
+        from sluice.progress import Progress
+
+        with Progress("filling the host tier", unit="bytes") as bar:
+            while not (tier := self.host_tier()).is_settled and not self.closed:
+                bar(tier.filled_bytes, tier.capacity_bytes)
+                time.sleep(_LOOK_S)
+        return tier
 
     def timeline(self, path: str | os.PathLike[str]) -> None:
         """Writes the newest spans as a Chrome trace, for Perfetto or chrome://tracing."""
@@ -262,6 +294,31 @@ class Session:
         return _core.take_error(self.handle) or SluiceError(
             f"session opened in process {self._pid}; make a new one here"
         )
+
+    def _host_settings(self) -> dict[str, Any]:
+        options = self.options
+        if not _core.has_host_tier(self.device):
+            for name in ("host_memory", "pinned_cap"):
+                if getattr(options, name) is not None:
+                    raise ConfigError(
+                        f"{name}: got {getattr(options, name)!r} for experts on the {self.device}, "
+                        "whose slots are RAM; leave it out, or load the model on a GPU"
+                    )
+            return {}
+        free = available_bytes()
+        host = options.host_bytes(self.store.total_slot_bytes, free)
+        if options.host_memory is None and options.host_tier != "none":
+            log.LOGGER.info(
+                "host tier: %s of RAM (%d %% of the %s that are free, at most all experts)",
+                format_bytes(host),
+                HOST_SHARE_PERCENT,
+                format_bytes(free),
+            )
+        return {
+            "host_memory": host,
+            "host_tier": options.host_tier,
+            "pinned_cap": options.pinned_cap_bytes(),
+        }
 
     def _gate(self, index: int, layer: Mapping[str, Any]) -> dict[str, Any]:
         gate = {key: layer[key] for key in ("kind", "interleaved", "alpha", "limit")}

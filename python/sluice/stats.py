@@ -15,6 +15,9 @@ _GAUGES = frozenset(
         "slab_bytes",
         "workspace_bytes",
         "host_bytes",
+        "host_tier_bytes",
+        "host_filled_bytes",
+        "pinned_bytes",
     }
 )
 
@@ -26,7 +29,7 @@ class Stats:
     `requests == hits + late + misses`, per call of a layer and distinct expert, however many waves
     the call took. `later - earlier` is what happened between two snapshots; what is held now
     (`resident_bytes`, `peak_resident_bytes`, `budget_bytes`, `slab_bytes`, `workspace_bytes`,
-    `host_bytes`) is that of the later one.
+    `host_bytes`, `host_tier_bytes`, `host_filled_bytes`, `pinned_bytes`) is that of the later one.
 
     Args:
         forwards: Calls of MoE layers.
@@ -39,7 +42,8 @@ class Stats:
         evictions: Experts that left their slot.
         hints: Guesses given.
         hints_dropped: Guesses refused, expired or cancelled.
-        bytes_read: Physical bytes from the disk: the sum of the four reasons.
+        bytes_read: Physical bytes into slots, from the disk or, beside a GPU, over its link: the
+            sum of the four reasons.
         bytes_read_demand: …because a layer waited for them.
         bytes_read_hint_used: …by a guess that came true.
         bytes_read_hint_wasted: …by a guess that did not.
@@ -54,6 +58,12 @@ class Stats:
         slab_bytes: Allocated for slots; never above the budget.
         workspace_bytes: Bounce buffers and scratch, beside the budget.
         host_bytes: Experts of an adopted model that stay in RAM, beside the budget.
+        host_hits: Beside a GPU: loads whose expert was in the host tier.
+        host_misses: …loads for which the store was read.
+        store_bytes_read: Physical bytes from files, whatever for.
+        host_tier_bytes: Allocated for slots of the host tier; never above `host_memory`.
+        host_filled_bytes: Of these, slots that hold an expert.
+        pinned_bytes: Of these, memory that the copy engine reads without staging.
         degradations: What works less well than it could: name → times.
 
     Units: bytes and seconds.
@@ -84,6 +94,12 @@ class Stats:
     slab_bytes: int = 0
     workspace_bytes: int = 0
     host_bytes: int = 0
+    host_hits: int = 0
+    host_misses: int = 0
+    store_bytes_read: int = 0
+    host_tier_bytes: int = 0
+    host_filled_bytes: int = 0
+    pinned_bytes: int = 0
     degradations: dict[str, int] = field(default_factory=dict[str, int])
 
     @classmethod
@@ -124,3 +140,25 @@ class Stats:
             else:
                 values[name] = now if name in _GAUGES else now - then
         return Stats(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class HostTier:
+    """How far the host tier has come.
+
+    Args:
+        capacity_bytes: Allocated for its slots.
+        filled_bytes: Slots whose expert is there.
+        pinned_bytes: Memory that the copy engine reads without staging.
+        pageable_bytes: Memory that stays unpinned: refused by the system, or beyond `pinned_cap`.
+    """
+
+    capacity_bytes: int
+    filled_bytes: int
+    pinned_bytes: int
+    pageable_bytes: int
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every arena is filled, and pinned or never to be."""
+        return self.pinned_bytes + self.pageable_bytes == self.capacity_bytes

@@ -19,6 +19,8 @@ MAY_INCLUDE = {
     "engine": {"base", "device", "store", "cache", "transfer", "kernels"},
 }
 ROOMS = {*MAY_INCLUDE, "bindings"}
+# Who speaks to CUDA: one file of the device room, and kernels.
+CUDA_FILES = {"device_cuda.cc", "ptx.h", "launch.h", "launch_check.h", "elements.cuh"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*["<]([^">]+)[">]', re.MULTILINE)
 
 
@@ -29,7 +31,9 @@ def include_violations(room: str, name: str, text: str) -> list[str]:
         head = include.split("/")[0]
         if head in ROOMS and head != room and head not in MAY_INCLUDE[room]:
             found.append(f"{name}: {room} may not include {include}")
-        if head in {"torch", "ATen", "c10", "pybind11", "Python.h"} or include.startswith("cuda"):
+        if head in {"torch", "ATen", "c10", "pybind11", "Python.h"}:
+            found.append(f"{name}: {room} may not see {include}")
+        if include.startswith("cuda_") and not (name in CUDA_FILES or name.endswith("_cuda.cu")):
             found.append(f"{name}: {room} may not see {include}")
     return found
 
@@ -55,7 +59,42 @@ def test_a_room_includes_only_what_the_table_allows(room: str) -> None:
 def test_the_include_rule_finds_a_planted_violation() -> None:
     assert include_violations("cache", "planted.cc", '#include "transfer/ticket.h"\n')
     assert include_violations("engine", "planted.cc", "#include <torch/torch.h>\n")
+    assert include_violations("engine", "planted.cc", "#include <cuda_runtime_api.h>\n")
+    assert not include_violations("device", "device_cuda.cc", "#include <cuda_runtime_api.h>\n")
     assert not include_violations("engine", "fine.cc", '#include "cache/policy.h"\n')
+
+
+# What g++ cannot compile, or means otherwise: kernels say it through ptx.h and launch.h.
+NOT_PORTABLE = re.compile(r"\basm\b|<<<|__shared__|__CUDA_ARCH__|__expf\b|SLUICE_EMULATE")
+DEVICE_GLOBAL = re.compile(r"^(?:static )?(?:__device__|__constant__)[^(){]*;", re.MULTILINE)
+
+
+def portability_violations(name: str, text: str) -> list[str]:
+    code = re.sub(r"//[^\n]*", "", text)
+    found = DEVICE_GLOBAL.findall(code)
+    if name not in {"ptx.h", "launch.h"}:
+        found += NOT_PORTABLE.findall(code)
+    return [f"{name}: {what}" for what in found]
+
+
+def test_kernels_are_portable_between_nvcc_and_the_emulation() -> None:
+    files = sources("kernels")
+    assert any(path.suffix == ".cu" for path in files)
+    violations = [
+        violation
+        for path in files
+        if path.suffix != ".cc"  # the CPU's own
+        for violation in portability_violations(path.name, path.read_text())
+    ]
+    assert not violations, "\n".join(violations)
+
+
+def test_the_portability_rule_finds_a_planted_violation() -> None:
+    assert portability_violations("x_cuda.cu", "kernel<<<1, 2>>>(p);\n")
+    assert portability_violations("x_cuda.cu", "  __shared__ float partial[4];\n")
+    assert portability_violations("x_cuda.cu", "__device__ int counter;\n")
+    assert not portability_violations("ptx.h", '  asm volatile("bar.sync 0;");\n')
+    assert not portability_violations("x_cuda.cu", "// asm\n__device__ float half(float x) {}\n")
 
 
 def test_of_the_bindings_only_ops_sees_torch_and_it_sees_no_core() -> None:

@@ -25,8 +25,17 @@ def fields_of_struct(header: str, struct: str) -> dict[str, str]:
 def test_fields_and_defaults_mirror_the_engine() -> None:
     options = OffloadOptions(device_memory=1)
     mirrored = fields_of_struct("csrc/engine/engine.h", "EngineOptions")
-    assert mirrored.keys() == {"device_memory", "policy", "io_threads", "timeline"}
-    del mirrored["device_memory"]
+    in_bytes = {"device_memory", "host_memory", "pinned_cap"}
+    assert mirrored.keys() == in_bytes | {
+        "host_tier",
+        "prefill",
+        "policy",
+        "io_threads",
+        "timeline",
+    }
+    for name in in_bytes:
+        assert hasattr(options, name)
+        del mirrored[name]
     assert {name: json.loads(value) for name, value in mirrored.items()} == {
         name: getattr(options, name) for name in mirrored
     }

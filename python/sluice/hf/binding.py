@@ -21,8 +21,8 @@ _PARITY_EXPERTS = 2
 _SECTIONS = ("w13", "w2", "b13", "b2")
 
 
-def open_session(store: Any, options: Any, sites: Sequence[ExpertSite]) -> Any:
-    """A `sluice.session.Session` whose layers are the sites, in their order.
+def open_session(store: Any, options: Any, sites: Sequence[ExpertSite], device: str = "cpu") -> Any:
+    """A `sluice.session.Session` on `device` whose layers are the sites, in their order.
 
     Raises:
         CapacityError: The budget is below one slot per size class.
@@ -31,7 +31,8 @@ def open_session(store: Any, options: Any, sites: Sequence[ExpertSite]) -> Any:
     from sluice.session import Session
 
     gates = [fingerprint(site) for site in sites]
-    session = Session(store, options, [layer_spec(s, g) for s, g in zip(sites, gates, strict=True)])
+    layers = [layer_spec(s, g, device) for s, g in zip(sites, gates, strict=True)]
+    session = Session(store, options, layers, device)
     try:
         _prove_parity(store, sites, gates)
     except BaseException:
@@ -40,7 +41,7 @@ def open_session(store: Any, options: Any, sites: Sequence[ExpertSite]) -> Any:
     return session
 
 
-def layer_spec(site: ExpertSite, gate: Gate) -> dict[str, Any]:
+def layer_spec(site: ExpertSite, gate: Gate, device: str = "cpu") -> dict[str, Any]:
     """What the session must know of a layer beyond its bytes."""
     norm = post_norm_function(site.module) if site.has_post_norm else None
     return {
@@ -49,8 +50,8 @@ def layer_spec(site: ExpertSite, gate: Gate) -> dict[str, Any]:
         "interleaved": gate.interleaved,
         "alpha": gate.alpha,
         "limit": gate.limit,
-        "gate_callback": native_callback(gate_function(site)) if gate.is_generic else None,
-        "post_callback": native_callback(norm) if norm is not None else None,
+        "gate_callback": native_callback(gate_function(site), device) if gate.is_generic else None,
+        "post_callback": native_callback(norm, device) if norm is not None else None,
     }
 
 

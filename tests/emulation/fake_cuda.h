@@ -55,7 +55,7 @@ struct Options {
   std::size_t pinned_bytes = std::size_t{1} << 30;
   /// Priorities a stream may have; 1: all streams are equal. Copies and kernels ignore them.
   int num_priorities = 1;
-  DeviceModel model;
+  DeviceModel model = {};
   /// How long a device on which every block spins waits for a host thread that is not itself
   /// waiting for the device. Then the kernel fails: "the device waits for the host".
   std::chrono::milliseconds patience = std::chrono::seconds(5);

@@ -21,10 +21,17 @@ void make_devices(Runtime& runtime) {
 void reset(const Options& options) {
   Runtime& runtime = Runtime::get();
   const std::lock_guard<std::mutex> lock(runtime.mutex);
+  runtime.favourite = nullptr;
+  for (auto& stream : runtime.streams) {
+    stream->queue.clear();
+    stream->alive = false;
+    runtime.old_streams.push_back(std::move(stream));
+  }
+  for (auto& [handle, event] : runtime.events) runtime.old_events.push_back(std::move(event));
   runtime.streams.clear();
+  runtime.events.clear();
   runtime.graveyard.clear();
   runtime.devices.clear();
-  runtime.events.clear();
   runtime.graphs.clear();
   runtime.executables.clear();
   runtime.captures.clear();
@@ -33,6 +40,7 @@ void reset(const Options& options) {
   runtime.options = options;
   ++runtime.epoch;
   runtime.rng.seed(options.seed);
+  runtime.favour_period = std::uint64_t{8} << 2 * (runtime.rng() % 3);
   runtime.injections.clear();
   runtime.step_fault.reset();
   runtime.num_injected = 0;

@@ -1,5 +1,9 @@
 // Kernels and host functions.
 #include "kernels/launch.h"
+
+#include <algorithm>
+#include <sstream>
+
 #include "tests/emulation/fake_cuda/graph.h"
 #include "tests/emulation/fake_cuda/runtime.h"
 #include "tests/emulation/simt.h"
@@ -119,8 +123,9 @@ class HostCall final : public Work {
 };
 
 std::string text(dim3 size) {
-  return "(" + std::to_string(size.x) + ", " + std::to_string(size.y) + ", " +
-         std::to_string(size.z) + ")";
+  std::ostringstream text;
+  text << "(" << size.x << ", " << size.y << ", " << size.z << ")";
+  return text.str();
 }
 
 // The limits of every device since sm_30 (CUDA C++ programming guide, "technical specifications").

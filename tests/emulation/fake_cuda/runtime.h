@@ -108,11 +108,18 @@ struct Runtime {
   Options options;
   std::uint64_t epoch = 0;
   std::mt19937_64 rng;
+  // Of kRandom: who runs ahead, and for about how many steps. The seed chooses the latter, for
+  // scenarios of a hundred steps and of thousands.
+  CUstream_st* favourite = nullptr;
+  std::uint64_t favour_period = 1;
   Memory memory;
   std::vector<Device> devices;
-  // Handles stay allocated until `reset`, so a destroyed one is refused and never mistaken.
+  // Streams and events stay allocated for the life of the process, so that an old handle is refused
+  // and never mistaken for a new one at the same address.
   std::vector<std::unique_ptr<CUstream_st>> streams;
   std::unordered_map<cudaEvent_t, std::unique_ptr<CUevent_st>> events;
+  std::vector<std::unique_ptr<CUstream_st>> old_streams;
+  std::vector<std::unique_ptr<CUevent_st>> old_events;
   std::unordered_map<cudaGraph_t, std::unique_ptr<CUgraph_st>> graphs;
   std::unordered_map<cudaGraphExec_t, std::unique_ptr<CUgraphExec_st>> executables;
   std::vector<std::weak_ptr<Capture>> captures;

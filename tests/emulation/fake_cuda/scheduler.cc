@@ -26,8 +26,14 @@ namespace {
 
 // A host thread may answer a polling kernel with a plain store, which nothing signals.
 constexpr auto kPollPeriod = std::chrono::milliseconds(10);
-// How many random steps a call takes at most, so that queues grow and shrink.
-constexpr int kMaxRandomSteps = 5;
+// Random steps of a call: mostly none, or everything would be done nearly as soon as it is queued.
+std::uint64_t num_random_steps(std::mt19937_64& rng) { return rng() % 4 == 0 ? 1 + rng() % 6 : 0; }
+
+// One stream runs ahead of the others until another is favoured. Choosing anew at every step keeps
+// streams abreast of each other, and hides the bugs that need one far ahead.
+// Source: the idea of priorities that change at random moments is PCT's (Burckhardt et al., "A
+// randomized scheduler with probabilistic guarantees of finding bugs", ASPLOS 2010).
+constexpr int kStrayPeriod = 6;
 
 bool runnable(const CUstream_st& stream) {
   return !stream.queue.empty() && !stream.running_host_function && !stream.stalled &&
@@ -65,7 +71,7 @@ cudaError_t Session::push(CUstream_st& stream, std::unique_ptr<Work> work) {
       }
       break;
     case Policy::kRandom:
-      for (auto left = runtime.rng() % (kMaxRandomSteps + 1); left > 0; --left) run_one(nullptr);
+      for (auto left = num_random_steps(runtime.rng); left > 0; --left) run_one(nullptr);
       break;
     case Policy::kLazy:
     case Policy::kAhead:
@@ -124,7 +130,13 @@ CUstream_st* Session::pick(const Record* target) {
     if (!awaited) candidates.push_back(stream.get());
   }
   if (candidates.empty()) return awaited_can_run ? target->stream : nullptr;
-  return candidates[runtime.rng() % candidates.size()];
+  CUstream_st* const chosen = candidates[runtime.rng() % candidates.size()];
+  if (runtime.options.policy != Policy::kRandom) return chosen;
+  if (runtime.favourite == nullptr || runtime.rng() % runtime.favour_period == 0) {
+    runtime.favourite = chosen;
+  }
+  return runtime.rng() % kStrayPeriod != 0 && runnable(*runtime.favourite) ? runtime.favourite
+                                                                           : chosen;
 }
 
 Work::Progress Session::step(CUstream_st& stream) {

@@ -55,13 +55,14 @@ struct ExpertGemvPlan {
 inline constexpr std::size_t kGemvStaticSharedBytes = 21 * 1024;
 
 /// Plans for a list of `num_listed` experts (its capacity: E for a table) and a call of
-/// `num_tokens` tokens. Pure; residency and routing do not enter.
-/// Errors: ConfigError naming the width when H or I is not a multiple of 8, when the weights are
-/// neither the activations' type nor read by fp32 activations, or when the gate is generic.
+/// `num_entries` = T · K entries, any of which may name the same expert. Pure; residency and
+/// routing do not enter. Errors: ConfigError naming the width when H or I is not a multiple of 8,
+/// when the weights are neither the activations' type nor read by fp32 activations, or when the
+/// gate is generic.
 [[nodiscard]] ExpertGemvPlan plan_expert_gate_up(const ExpertProblem& problem, int num_listed,
-                                                 std::int64_t num_tokens, const GpuTraits& gpu);
+                                                 std::int64_t num_entries, const GpuTraits& gpu);
 [[nodiscard]] ExpertGemvPlan plan_expert_down(const ExpertProblem& problem, int num_listed,
-                                              std::int64_t num_tokens, const GpuTraits& gpu);
+                                              std::int64_t num_entries, const GpuTraits& gpu);
 
 /// Device pointers, 16-byte aligned (as are the rows of weights: slots are 64-byte aligned).
 struct ExpertGateUpArgs {

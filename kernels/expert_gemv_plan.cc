@@ -33,7 +33,7 @@ std::int64_t stage_pitch_bytes(std::int64_t columns, std::size_t element) {
 }
 
 ExpertGemvPlan plan_matrix(const char* kernel, const ExpertProblem& problem, const Matrix& matrix,
-                           int num_listed, std::int64_t num_tokens, const GpuTraits& gpu) {
+                           int num_listed, std::int64_t num_entries, const GpuTraits& gpu) {
   ExpertGemvPlan plan;
   plan.warps_per_tile = warps_per_tile(matrix.columns);
   plan.num_tiles = static_cast<int>(matrix.tiles);
@@ -48,7 +48,7 @@ ExpertGemvPlan plan_matrix(const char* kernel, const ExpertProblem& problem, con
   // their order are the same whatever is staged at once.
   const std::int64_t stride = plan.warps_per_tile * kDepth * kLanesPerRow *
                               (16 / static_cast<std::int64_t>(element_bytes(problem.weights)));
-  const std::int64_t tokens = std::clamp<std::int64_t>(num_tokens, 1, kGemvTokens);
+  const std::int64_t tokens = std::clamp<std::int64_t>(num_entries, 1, kGemvTokens);
   const std::int64_t row = ceil_div(matrix.columns, stride) * stride;
 
   const std::size_t beside = kGemvStaticSharedBytes + active_list_bytes(num_listed);
@@ -78,22 +78,22 @@ ExpertGemvPlan plan_matrix(const char* kernel, const ExpertProblem& problem, con
 }  // namespace
 
 ExpertGemvPlan plan_expert_gate_up(const ExpertProblem& problem, int num_listed,
-                                   std::int64_t num_tokens, const GpuTraits& gpu) {
+                                   std::int64_t num_entries, const GpuTraits& gpu) {
   check_expert_problem("expert_gate_up", problem);
   check_gate("expert_gate_up", problem);
   // A pair of gate and up rows is two of a tile's sixteen.
   const std::int64_t tiles =
       is_gated(problem.gate.kind) ? problem.intermediate / 8 : ceil_div(problem.intermediate, 16);
   return plan_matrix("expert_gate_up", problem, {.columns = problem.hidden, .tiles = tiles},
-                     num_listed, num_tokens, gpu);
+                     num_listed, num_entries, gpu);
 }
 
 ExpertGemvPlan plan_expert_down(const ExpertProblem& problem, int num_listed,
-                                std::int64_t num_tokens, const GpuTraits& gpu) {
+                                std::int64_t num_entries, const GpuTraits& gpu) {
   check_expert_problem("expert_down", problem);
   return plan_matrix("expert_down", problem,
                      {.columns = problem.intermediate, .tiles = ceil_div(problem.hidden, 16)},
-                     num_listed, num_tokens, gpu);
+                     num_listed, num_entries, gpu);
 }
 
 std::string ExpertGemvPlan::text() const {

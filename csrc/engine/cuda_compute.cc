@@ -218,10 +218,9 @@ void CudaCompute::several(std::span<const ReadyExpert> experts) {
 
 void CudaCompute::gemv(const ExpertEntries& entries) {
   const StreamHandle stream = args_->stream;
-  launch_expert_gate_up(problem_,
-                        plan_expert_gate_up(problem_, entries.count, args_->num_tokens, gpu_),
+  launch_expert_gate_up(problem_, plan_expert_gate_up(problem_, entries.count, num_entries(), gpu_),
                         entries, {.routed = routed(), .hidden = args_->hidden, .h = h_}, stream);
-  launch_expert_down(problem_, plan_expert_down(problem_, entries.count, args_->num_tokens, gpu_),
+  launch_expert_down(problem_, plan_expert_down(problem_, entries.count, num_entries(), gpu_),
                      entries, {.routed = routed(), .h = h_, .scratch = results_}, stream, true);
   overlaps_ = true;
 }

@@ -26,6 +26,11 @@ EngineDevice open_device(const std::string& torch_device) {
   return opened;
 }
 
+void bind_devices(pybind11::module_& m) {
+  m.def("num_cuda_devices", &num_cuda_devices);
+  m.def("has_host_tier", &has_host_tier, pybind11::arg("device"));
+}
+
 const char* cuda_kind() noexcept {
 #if SLUICE_CUDA_ENABLED
   return "runtime";

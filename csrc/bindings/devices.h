@@ -1,5 +1,7 @@
 #pragma once
 
+#include <pybind11/pybind11.h>
+
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -23,6 +25,9 @@ struct EngineDevice {
 /// Errors: ConfigError for another name; DeviceError for a CUDA device that this build, or this
 /// machine, lacks.
 [[nodiscard]] EngineDevice open_device(const std::string& torch_device);
+
+/// What of this Python sees.
+void bind_devices(pybind11::module_& m);
 
 /// "none", "runtime", or "emulated": what CUDA means in this build.
 [[nodiscard]] const char* cuda_kind() noexcept;

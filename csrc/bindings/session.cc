@@ -12,7 +12,6 @@
 #include "base/dtype.h"
 #include "base/log_ring.h"
 #include "bindings/bindings.h"
-#include "bindings/devices.h"
 #include "bindings/errors.h"
 #include "bindings/registry.h"
 #include "bindings/session_state.h"
@@ -228,8 +227,6 @@ void bind_session(py::module_& m) {
             return python_error(without_gil([&] { return s.state().take_error(); }));
           },
           "As the function of that name; also of a session that was closed meanwhile.");
-  m.def("num_cuda_devices", &num_cuda_devices);
-  m.def("has_host_tier", &has_host_tier, py::arg("device"));
   m.def("take_error", &taken_error, py::arg("handle"),
         "The exception that the calling thread's last failed forward left; taken once.");
   m.def("forward", &forward, py::arg("handle"), py::arg("layer"), py::arg("num_tokens"),

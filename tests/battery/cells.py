@@ -148,10 +148,17 @@ class Bench:
 
     @contextmanager
     def offloaded(self, cell: Row) -> Iterator[nn.Module]:
-        """The family's model as a cell wants it; a stock model is restored, bit for bit, after."""
+        """The family's model as a cell wants it; a stock model is restored, bit for bit, after.
+
+        `cell["options"]`, where it is there: further fields of `OffloadOptions`.
+        """
         import sluice
 
-        options = {"device_memory": self.device_memory(cell["slots"]), "policy": cell["policy"]}
+        options = {
+            "device_memory": self.device_memory(cell["slots"]),
+            "policy": cell["policy"],
+            **cell.get("options", {}),
+        }
         dtype = cell["dtype"]
         if cell["backing"] in ("ram", "spilled"):
             backing = "disk" if cell["backing"] == "spilled" else "ram"

@@ -3,11 +3,11 @@
 // else, they are copied to the fake device and back, with the one host wait that this adds.
 #include <cuda_runtime_api.h>
 
-#include <cstdlib>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <string>
-#include <string_view>
+#include <vector>
 
 #include "base/dtype.h"
 #include "base/error.h"
@@ -17,6 +17,7 @@
 #include "tests/emulation/simt.h"
 
 namespace sluice::bindings {
+namespace py = pybind11;
 namespace {
 
 void check(const char* call, cudaError_t code) {
@@ -26,68 +27,38 @@ void check(const char* call, cudaError_t code) {
   });
 }
 
-std::string setting(const char* name, const char* otherwise) {
-  const char* const value = std::getenv(name);
-  return value == nullptr ? otherwise : value;
-}
-
 template <class T>
-T choice(const char* name, const char* otherwise, const std::map<std::string, T>& choices) {
-  const std::string value = setting(name, otherwise);
+T choice(const char* what, const std::string& value, const std::map<std::string, T>& choices) {
   const auto found = choices.find(value);
   require<ConfigError>(found != choices.end(), [&] {
-    return std::string(name) + ": got \"" + value + "\", expected another";
+    std::string names;
+    for (const auto& [name, unused] : choices) names += (names.empty() ? "" : ", ") + name;
+    return std::string(what) + ": got \"" + value + "\", expected one of " + names;
   });
   return found->second;
 }
 
-/// SLUICE_EMULATION_{ORDER,POLICY,SEED,STREAM}, read once: a schedule is a process's.
-struct Schedule {
-  bool on_user_stream = false;
-
-  Schedule() {
-    const std::uint64_t seed = std::stoull(setting("SLUICE_EMULATION_SEED", "1"));
-    simt::options().order = choice<simt::Order>("SLUICE_EMULATION_ORDER", "forward",
-                                                {{"forward", simt::Order::kForward},
-                                                 {"reverse", simt::Order::kReverse},
-                                                 {"random", simt::Order::kRandom},
-                                                 {"skew", simt::Order::kSkew}});
-    simt::options().seed = seed;
-    fake::Options options;
-    options.policy = choice<fake::Policy>("SLUICE_EMULATION_POLICY", "random",
-                                          {{"eager", fake::Policy::kEager},
-                                           {"lazy", fake::Policy::kLazy},
-                                           {"ahead", fake::Policy::kAhead},
-                                           {"random", fake::Policy::kRandom}});
-    options.seed = seed;
-    fake::reset(options);
-    on_user_stream = choice<bool>("SLUICE_EMULATION_STREAM", "default",
-                                  {{"default", false}, {"user", true}});
-  }
-};
-const Schedule& schedule() {
-  static const Schedule made;
-  return made;
-}
+std::atomic<bool> on_user_stream{false};
 
 /// Memory of one host thread on both sides, which grows and is kept.
 class Bounce {
  public:
-  ~Bounce() {
-    (void)cudaFree(device_);
-    (void)cudaFreeHost(host_);
-  }
+  ~Bounce() { release(); }
   Bounce() = default;
   Bounce(const Bounce&) = delete;
   Bounce& operator=(const Bounce&) = delete;
 
+  void release() {
+    if (bytes_ == 0) return;
+    (void)cudaFree(device_);
+    (void)cudaFreeHost(host_);
+    device_ = host_ = nullptr;
+    bytes_ = 0;
+  }
   void begin(std::size_t bytes) {
     used_ = 0;
     if (bytes <= bytes_) return;
-    check("cudaFree", cudaFree(device_));
-    check("cudaFreeHost", cudaFreeHost(host_));
-    device_ = host_ = nullptr;
-    bytes_ = 0;
+    release();
     check("cudaMalloc", cudaMalloc(&device_, bytes));
     check("cudaHostAlloc", cudaHostAlloc(&host_, bytes, cudaHostAllocDefault));
     bytes_ = bytes;
@@ -109,8 +80,7 @@ class Bounce {
   }
   void to_host(void* target, const void* source, std::size_t bytes, cudaStream_t stream) {
     if (bytes == 0) return;
-    check("cudaMemcpyAsync",
-          cudaMemcpyAsync(host_, source, bytes, cudaMemcpyDeviceToHost, stream));
+    check("cudaMemcpyAsync", cudaMemcpyAsync(host_, source, bytes, cudaMemcpyDeviceToHost, stream));
     check("cudaStreamSynchronize", cudaStreamSynchronize(stream));
     std::memcpy(target, host_, bytes);
   }
@@ -123,15 +93,91 @@ class Bounce {
   std::size_t used_ = 0;
 };
 
-/// The stream of this thread's calls: torch's current one, as it were.
-cudaStream_t current_stream() {
-  if (!schedule().on_user_stream) return nullptr;
-  thread_local cudaStream_t stream = [] {
-    cudaStream_t made = nullptr;
-    check("cudaStreamCreateWithFlags", cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
-    return made;
-  }();
-  return stream;
+/// What a host thread has of its own: buffers of forwards and of callbacks inside them, and the
+/// stream that is torch's current one, as it were.
+struct Thread {
+  Bounce forward;
+  Bounce callback;
+  cudaStream_t stream = nullptr;
+
+  ~Thread() { release(); }
+  void release() {
+    forward.release();
+    callback.release();
+    if (stream != nullptr) (void)cudaStreamDestroy(stream);
+    stream = nullptr;
+  }
+  cudaStream_t current_stream() {
+    if (!on_user_stream) return nullptr;
+    if (stream == nullptr) {
+      check("cudaStreamCreateWithFlags", cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    }
+    return stream;
+  }
+};
+Thread& thread() {
+  thread_local Thread mine;
+  return mine;
+}
+
+/// Starts the device anew, under another schedule. Errors: InternalError when something of the old
+/// one is alive: a leak, unless a session is open or another thread has made forwards.
+void set_schedule(const std::string& order, const std::string& policy, std::uint64_t seed,
+                  const std::string& stream) {
+  thread().release();
+  const fake::Stats left = fake::stats();
+  require<InternalError>(
+      left.device_bytes + left.pinned_bytes + left.registered_bytes == 0 &&
+          left.streams + left.events + left.queued == 0,
+      [&] {
+        return "emulation: got " + std::to_string(left.device_bytes) + " bytes of the device, " +
+               std::to_string(left.pinned_bytes + left.registered_bytes) + " pinned, " +
+               std::to_string(left.streams) + " streams, " + std::to_string(left.events) +
+               " events, " + std::to_string(left.queued) +
+               " operations alive between sessions, expected none";
+      });
+  const std::vector<std::string> findings = fake::findings();
+  require<InternalError>(findings.empty(), [&] { return "emulation: " + findings.front(); });
+  simt::options().order = choice<simt::Order>("order", order,
+                                              {{"forward", simt::Order::kForward},
+                                               {"reverse", simt::Order::kReverse},
+                                               {"random", simt::Order::kRandom},
+                                               {"skew", simt::Order::kSkew}});
+  simt::options().seed = seed;
+  fake::Options options;
+  options.policy = choice<fake::Policy>("policy", policy,
+                                        {{"eager", fake::Policy::kEager},
+                                         {"lazy", fake::Policy::kLazy},
+                                         {"ahead", fake::Policy::kAhead},
+                                         {"random", fake::Policy::kRandom}});
+  options.seed = seed;
+  fake::reset(options);
+  on_user_stream = choice<bool>("stream", stream, {{"default", false}, {"user", true}});
+}
+
+void fail_after(const std::string& call, int calls, int error, bool sticky) {
+  for (int i = 0; i < fake::kNumApis; ++i) {
+    const auto api = static_cast<fake::Api>(i);
+    if (call != fake::name(api)) continue;
+    fake::fail_after(api, calls, static_cast<cudaError_t>(error), sticky);
+    return;
+  }
+  throw ConfigError("call: got \"" + call + "\", expected a function of the CUDA runtime");
+}
+
+py::dict stats_of_device() {
+  const fake::Stats stats = fake::stats();
+  py::dict out;
+  out["device_bytes"] = stats.device_bytes;
+  out["peak_device_bytes"] = stats.peak_device_bytes;
+  out["pinned_bytes"] = stats.pinned_bytes;
+  out["registered_bytes"] = stats.registered_bytes;
+  out["streams"] = stats.streams;
+  out["events"] = stats.events;
+  out["queued"] = stats.queued;
+  out["pageable_copies"] = stats.pageable_copies;
+  out["launches"] = stats.launches;
+  return out;
 }
 
 }  // namespace
@@ -140,10 +186,22 @@ EngineDevice open_device(const std::string& torch_device) {
   require<ConfigError>(torch_device == "cpu", [&] {
     return "device: got \"" + torch_device + "\", expected \"cpu\": the emulation's cuda:0";
   });
-  (void)schedule();
   EngineDevice opened{.device = make_cuda_device(0), .compute = nullptr};
   opened.compute = make_cuda_compute(*opened.device);
   return opened;
+}
+
+void bind_devices(py::module_& m) {
+  m.def("num_cuda_devices", &num_cuda_devices);
+  m.def("has_host_tier", &has_host_tier, py::arg("device"));
+  m.def("emulation_schedule", &set_schedule, py::arg("order"), py::arg("policy"), py::arg("seed"),
+        py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+  m.def("emulation_stats", &stats_of_device);
+  m.def("emulation_fail_after", &fail_after, py::arg("call"), py::arg("calls"), py::arg("error"),
+        py::arg("sticky") = false);
+  m.def("emulation_injected", &fake::injected);
+  m.def("emulation_last_failure", &fake::last_failure);
+  m.def("emulation_checked", &simt::checked);
 }
 
 const char* cuda_kind() noexcept { return "emulated"; }
@@ -151,14 +209,14 @@ const char* cuda_kind() noexcept { return "emulated"; }
 bool has_host_tier(const std::string& /*torch_device*/) noexcept { return true; }
 
 void forward_tensors(Engine& engine, const ForwardArgs& args) {
-  thread_local Bounce bounce;
+  Bounce& bounce = thread().forward;
   const auto entries = static_cast<std::size_t>(args.num_tokens * args.top_k);
   const auto hidden = static_cast<std::size_t>(engine.store().layer(args.layer).layout.hidden);
   const std::size_t rows =
       static_cast<std::size_t>(args.num_tokens) * hidden * element_bytes(args.activations);
   const std::size_t ids = entries * sizeof(std::int64_t);
   const std::size_t weights = entries * element_bytes(args.weights_dtype);
-  const cudaStream_t stream = current_stream();
+  const cudaStream_t stream = thread().current_stream();
   bounce.begin(2 * Bounce::padded(rows) + Bounce::padded(ids) + Bounce::padded(weights));
   ForwardArgs on_device = args;
   on_device.hidden = bounce.to_device(args.hidden, rows, stream);
@@ -173,8 +231,8 @@ void forward_tensors(Engine& engine, const ForwardArgs& args) {
 
 int call_on_tensors(std::size_t in_bytes, std::size_t out_bytes, const void* in, void* out,
                     const std::function<int(const void* in, void* out)>& call) {
-  thread_local Bounce bounce;
-  const cudaStream_t stream = current_stream();
+  Bounce& bounce = thread().callback;
+  const cudaStream_t stream = thread().current_stream();
   std::string source(in_bytes, '\0');
   std::string target(out_bytes, '\0');
   bounce.begin(Bounce::padded(in_bytes) + Bounce::padded(out_bytes));

@@ -123,9 +123,11 @@ void* static_shared(const void* key, const char* name, std::size_t bytes, std::s
   const std::size_t offset = (block.static_bytes + alignment - 1) / alignment * alignment;
   block.static_payload += bytes;
   if (block.static_payload > kMaxStaticShared || offset + bytes + kStaticGap > kStaticArena) {
-    fail("static shared memory: got " + std::to_string(block.static_payload) + " bytes with " +
-         name + ", expected at most " + std::to_string(kMaxStaticShared) +
-         "; make it dynamic shared memory");
+    fail([&] {
+      return "static shared memory: got " + std::to_string(block.static_payload) + " bytes with " +
+             name + ", expected at most " + std::to_string(kMaxStaticShared) +
+             "; make it dynamic shared memory";
+    });
   }
   block.static_bytes = offset + bytes + kStaticGap;
   block.objects.push_back({.key = key, .name = name, .offset = offset, .bytes = bytes});
@@ -163,23 +165,21 @@ std::string name_of(const Fiber& fiber) {
          std::to_string(fiber.linear);
 }
 
-void fail(const std::string& what, Site site) {
-  Fiber& fiber = *current;
-  GridState& grid = *fiber.block->grid;
-  grid.failed = true;
-  grid.error = name_of(fiber) + ": " + what + " [" + to_string(site) + "]";
-  suspend(fiber.context, true);
-  std::abort();  // nobody resumes a thread of a failed grid
-}
-
-void fail(const std::string& what) {
+void set_error(std::string what, Site site) {
   Fiber& fiber = *current;
   GridState& grid = *fiber.block->grid;
   grid.failed = true;
   grid.error = name_of(fiber) + ": " + what;
-  if (fiber.site.line != 0) grid.error += " [after " + to_string(fiber.site) + "]";
-  suspend(fiber.context, true);
-  std::abort();
+  if (site.line != 0) {
+    grid.error += " [" + to_string(site) + "]";
+  } else if (fiber.site.line != 0) {
+    grid.error += " [after " + to_string(fiber.site) + "]";
+  }
+}
+
+void leave_failed_grid() {
+  suspend(current->context, true);
+  std::abort();  // nobody resumes a thread of a failed grid
 }
 
 std::string describe_for_kernel(const void* address) {

@@ -10,6 +10,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/emulation/fiber.h"
@@ -166,8 +167,20 @@ void leave_block(Fiber& fiber);
 using Exec = void (*)(void* const* payloads, unsigned mask);
 void meet(Collective kind, unsigned mask, void* payload, Exec exec, Site site);
 
-/// Without a place: the report names the last one the thread passed.
-[[noreturn]] void fail(const std::string& what);
+void set_error(std::string what, Site site);
+[[noreturn]] void leave_failed_grid();
+/// Ends the grid with the text that `describe` makes; only from a kernel's thread. The thread is
+/// dropped where it stands, destructors and all, so what the text is made of must live in there.
+template <class Describe>
+[[noreturn]] void fail(Site site, Describe&& describe) {
+  set_error(std::forward<Describe>(describe)(), site);
+  leave_failed_grid();
+}
+/// Without a place: the report names the last one that the thread passed.
+template <class Describe>
+[[noreturn]] void fail(Describe&& describe) {
+  fail(Site{}, std::forward<Describe>(describe));
+}
 /// "kernel block (0,0,0) thread 5".
 [[nodiscard]] std::string name_of(const Fiber& fiber);
 [[nodiscard]] std::string to_string(Site site);

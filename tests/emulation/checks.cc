@@ -30,9 +30,14 @@ bool ordered(const Fiber& fiber, std::uint32_t barrier, bool same_warp, std::uin
   return barrier != fiber.block->barrier_epoch || (same_warp && warp_epoch != fiber.warp_epoch);
 }
 
-void report_shared_race(const char* p, Access access, const std::string& other) {
-  fail("shared memory race: this thread " + std::string(verb(access)) + describe_for_kernel(p) +
-       ", " + other + ", and no barrier or __syncwarp of both lies between");
+// `who` number `other` has done something to it.
+void report_shared_race(const char* p, Access access, const char* who, int other,
+                        const char* has_done) {
+  fail([&] {
+    return "shared memory race: this thread " + std::string(verb(access)) + describe_for_kernel(p) +
+           ", " + who + " " + std::to_string(other) + " " + has_done +
+           " it, and no barrier or __syncwarp of both lies between";
+  });
 }
 
 void check_against_write(const Fiber& fiber, const SharedCell& cell, unsigned mask, const char* p,
@@ -41,7 +46,7 @@ void check_against_write(const Fiber& fiber, const SharedCell& cell, unsigned ma
   if (cell.write_was_atomic && is_atomic(access)) return;
   const bool same_warp = cell.writer / 32 == fiber.warp;
   if (ordered(fiber, cell.write_barrier, same_warp, cell.write_warp_epoch)) return;
-  report_shared_race(p, access, "thread " + std::to_string(cell.writer) + " has written it");
+  report_shared_race(p, access, "thread", cell.writer, "has written");
 }
 
 void check_against_reads(const Fiber& fiber, const SharedCell& cell, unsigned mask, const char* p,
@@ -49,18 +54,18 @@ void check_against_reads(const Fiber& fiber, const SharedCell& cell, unsigned ma
   if ((cell.read & mask) == 0 || cell.read_barrier != fiber.block->barrier_epoch) return;
   const unsigned foreign = cell.reader_warps & ~(1u << fiber.warp);
   const bool last_is_foreign = cell.reader / 32 != fiber.warp;
+  if (foreign != 0 && last_is_foreign) {
+    report_shared_race(p, access, "thread", cell.reader, "has read");
+  }
   if (foreign != 0) {
-    report_shared_race(p, access,
-                       last_is_foreign
-                           ? "thread " + std::to_string(cell.reader) + " has read it"
-                           : "warp " + std::to_string(std::countr_zero(foreign)) + " has read it");
+    report_shared_race(p, access, "warp", std::countr_zero(foreign), "has read");
   }
   if (cell.read_warp_epoch != fiber.warp_epoch) return;
-  if (cell.reader != fiber.linear || cell.several_lanes) {
-    report_shared_race(p, access,
-                       cell.reader != fiber.linear
-                           ? "thread " + std::to_string(cell.reader) + " has read it"
-                           : "another lane of its warp has read it");
+  if (cell.reader != fiber.linear) {
+    report_shared_race(p, access, "thread", cell.reader, "has read");
+  }
+  if (cell.several_lanes) {
+    report_shared_race(p, access, "another lane of warp", fiber.warp, "has read");
   }
 }
 
@@ -97,11 +102,15 @@ void check_shared(SharedShadow& shadow, const char* base, const char* p, std::si
   const std::size_t end = offset + bytes;
   for (std::size_t i = offset; i < end; ++i) {
     if (i >= shadow.bytes.size() || shadow.bytes[i] == ByteState::kGap) {
-      fail("out of bounds: this thread " + std::string(verb(access)) + std::to_string(bytes) +
-           " bytes at " + describe_for_kernel(p));
+      fail([&] {
+        return "out of bounds: this thread " + std::string(verb(access)) + std::to_string(bytes) +
+               " bytes at " + describe_for_kernel(p);
+      });
     }
     if (reads(access) && shadow.bytes[i] == ByteState::kUndefined && still_poison(base + i)) {
-      fail("uninitialised shared memory: this thread reads " + describe_for_kernel(p));
+      fail([&] {
+        return "uninitialised shared memory: this thread reads " + describe_for_kernel(p);
+      });
     }
     shadow.bytes[i] = ByteState::kDefined;
   }
@@ -123,9 +132,11 @@ void check_shared(SharedShadow& shadow, const char* base, const char* p, std::si
 // ---- device and pinned memory ----
 
 void report_global_race(const char* p, Access access, const char* verb_of_other, unsigned block) {
-  fail("global memory race: this thread " + std::string(verb(access)) + describe(p) + ", block " +
-       std::to_string(block) + " " + verb_of_other +
-       " it, and no __threadfence behind that and atomic of both orders them");
+  fail([&] {
+    return "global memory race: this thread " + std::string(verb(access)) + describe(p) +
+           ", block " + std::to_string(block) + " " + verb_of_other +
+           " it, and no __threadfence behind that and atomic of both orders them";
+  });
 }
 
 bool knows(const Block& block, unsigned other, std::uint32_t serial) {
@@ -178,24 +189,30 @@ void check_region(const Region& region, const char* p, std::size_t bytes, Access
   Block& block = *current->block;
   const auto offset = static_cast<std::size_t>(p - region.base);
   if (offset + bytes > region.bytes) {
-    fail("out of bounds: this thread " + std::string(verb(access)) + std::to_string(bytes) +
-         " bytes at " + describe(p));
+    fail([&] {
+      return "out of bounds: this thread " + std::string(verb(access)) + std::to_string(bytes) +
+             " bytes at " + describe(p);
+    });
   }
   if (region.kind == RegionKind::kDevice && region.device != block.grid->device) {
-    fail("wrong device: this thread " + std::string(verb(access)) + describe(p) + " of device " +
-         std::to_string(region.device) + ", its kernel runs on device " +
-         std::to_string(block.grid->device));
+    fail([&] {
+      return "wrong device: this thread " + std::string(verb(access)) + describe(p) +
+             " of device " + std::to_string(region.device) + ", its kernel runs on device " +
+             std::to_string(block.grid->device);
+    });
   }
   if (is_forbidden(p, bytes)) {
-    fail("forbidden bytes: this thread " + std::string(verb(access)) + std::to_string(bytes) +
-         " bytes at " + describe(p) + ", which belong to nobody or to another slot");
+    fail([&] {
+      return "forbidden bytes: this thread " + std::string(verb(access)) + std::to_string(bytes) +
+             " bytes at " + describe(p) + ", which belong to nobody or to another slot";
+    });
   }
   RegionShadow& shadow = *region.shadow;
   if (shadow.any_undefined(offset, bytes)) {
     if (reads(access)) {
       for (std::size_t i = 0; i < bytes; ++i) {
         if (shadow.undefined(offset + i) && still_poison(p + i)) {
-          fail("uninitialised memory: this thread reads " + describe(p + i));
+          fail([&] { return "uninitialised memory: this thread reads " + describe(p + i); });
         }
       }
     }
@@ -221,16 +238,22 @@ void check_elsewhere(const char* p, std::size_t bytes, Access access) {
   }
   const char* const arena = block.arena.static_base - kGuardBytes;
   if (p >= arena && p < block.arena.dynamic_end + kGuardBytes) {
-    fail("out of bounds: this thread " + std::string(verb(access)) + std::to_string(bytes) +
-         " bytes at " + describe_for_kernel(p));
+    fail([&] {
+      return "out of bounds: this thread " + std::string(verb(access)) + std::to_string(bytes) +
+             " bytes at " + describe_for_kernel(p);
+    });
   }
   const Region* const region = find_nearest_region(p);
   if (region != nullptr) {
-    fail(std::string(region->freed ? "use after free" : "out of bounds") + ": this thread " +
-         verb(access) + std::to_string(bytes) + " bytes at " + describe(p));
+    fail([&] {
+      return std::string(region->freed ? "use after free" : "out of bounds") + ": this thread " +
+             verb(access) + std::to_string(bytes) + " bytes at " + describe(p);
+    });
   }
-  fail("host memory: this thread " + std::string(verb(access)) + describe(p) +
-       "; kernels may touch device and pinned memory, their parameters and constants");
+  fail([&] {
+    return "host memory: this thread " + std::string(verb(access)) + describe(p) +
+           "; kernels may touch device and pinned memory, their parameters and constants";
+  });
 }
 
 }  // namespace

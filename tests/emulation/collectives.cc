@@ -44,9 +44,10 @@ void exchange(void* const* lanes, unsigned mask) {
     auto& mine = *static_cast<ShuffleLane*>(lanes[lane]);
     const int source = source_lane(lane, mine);
     if ((mask >> source & 1) == 0) {
-      fail("shuffle: lane " + std::to_string(lane) + " reads lane " + std::to_string(source) +
-               ", which is not in the mask",
-           mine.site);
+      fail(mine.site, [&] {
+        return "shuffle: lane " + std::to_string(lane) + " reads lane " + std::to_string(source) +
+               ", which is not in the mask";
+      });
     }
     mine.result = static_cast<const ShuffleLane*>(lanes[source])->value;
   }
@@ -83,8 +84,9 @@ void load_matrices(void* const* lanes, unsigned /*mask*/) {
     // The lane that names the address is the one that reads, to the checks and in a report.
     Fiber* const last = std::exchange(current, payload.fiber);
     if (!is_shared(*current->block, payload.row)) {
-      fail("ldmatrix: got " + describe_for_kernel(payload.row) + ", expected shared memory",
-           payload.site);
+      fail(payload.site, [&] {
+        return "ldmatrix: got " + describe_for_kernel(payload.row) + ", expected shared memory";
+      });
     }
     check_alignment("ldmatrix", payload.row, 16, payload.site);
     if (checked()) check_access(payload.row, 16, Access::kRead);
@@ -109,8 +111,9 @@ void load_matrices(void* const* lanes, unsigned /*mask*/) {
 std::uint64_t shuffle(Shuffle kind, unsigned mask, std::uint64_t value, int argument, int width,
                       Site site) {
   if (width < 1 || width > 32 || (width & (width - 1)) != 0) {
-    fail("shuffle: got width " + std::to_string(width) + ", expected a power of two up to 32",
-         site);
+    fail(site, [&] {
+      return "shuffle: got width " + std::to_string(width) + ", expected a power of two up to 32";
+    });
   }
   ShuffleLane lane{.value = value,
                    .result = value,

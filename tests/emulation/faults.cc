@@ -52,7 +52,7 @@ class SignalStack {
 };
 
 [[noreturn]] void report_kernel_fault() {
-  fail("fault: this thread touches " + describe_for_kernel(fault_address));
+  fail([&] { return "fault: this thread touches " + describe_for_kernel(fault_address); });
 }
 
 [[noreturn]] void report_host_fault() {

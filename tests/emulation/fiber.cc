@@ -170,13 +170,33 @@ void suspend(Context& context, bool forever) {
 #endif
 }
 
-bool land_after_signal([[maybe_unused]] void* signal_context, [[maybe_unused]] void (*landing)()) {
+namespace {
+
+// The interrupted stack may be the very thing that overflowed.
+alignas(64) char landing_stack[256 << 10];
+void (*land_in)() = nullptr;
+
+// Runs in place of the interrupted instruction.
+[[maybe_unused]] void landed() {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(landing_stack, sizeof(landing_stack));  // of an earlier landing
+  void* interrupted = nullptr;
+  __sanitizer_start_switch_fiber(&interrupted, landing_stack, sizeof(landing_stack));
+  __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+#endif
+  land_in();
+  std::abort();  // a landing never returns
+}
+
+}  // namespace
+
+bool land_after_signal([[maybe_unused]] void* signal_context, void (*landing)()) {
+  land_in = landing;
 #if defined(__linux__) && defined(__x86_64__)
-  // The interrupted stack may be the very thing that overflowed.
-  alignas(64) static char stack[256 << 10];
   auto* const state = static_cast<ucontext_t*>(signal_context);
-  state->uc_mcontext.gregs[REG_RSP] = reinterpret_cast<greg_t>(stack + sizeof(stack) - 8);
-  state->uc_mcontext.gregs[REG_RIP] = reinterpret_cast<greg_t>(landing);
+  char* const top = landing_stack + sizeof(landing_stack);
+  state->uc_mcontext.gregs[REG_RSP] = reinterpret_cast<greg_t>(top - 8);  // as after a call
+  state->uc_mcontext.gregs[REG_RIP] = reinterpret_cast<greg_t>(landed);
   return true;
 #else
   return false;

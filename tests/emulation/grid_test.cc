@@ -150,7 +150,9 @@ TEST(Grid, RefusesShapesThatNoGpuRuns) {
 }
 
 TEST(Grid, StaysFailed) {
-  const auto grid = make_grid("touch", {}, touch_kernel, static_cast<int*>(nullptr), 0L, true);
+  Array<int> freed(4);
+  freed.free();
+  const auto grid = make_grid("touch", {}, touch_kernel, freed.data(), 0L, true);
   EXPECT_EQ(grid->step(), Grid::Step::kFailed);
   const std::string error = grid->error();
   EXPECT_THAT(error, StartsWith("touch block (0,0,0) thread 0: "));

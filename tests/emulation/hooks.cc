@@ -20,8 +20,10 @@ template <std::size_t kBytes, Access kAccess>
 void aligned(const void* address) {
   if (current == nullptr) return;
   if (reinterpret_cast<std::uintptr_t>(address) % kBytes != 0) {
-    fail("misaligned access: got " + describe_for_kernel(address) + ", expected " +
-         std::to_string(kBytes) + "-byte alignment for " + std::to_string(kBytes) + " bytes");
+    fail([&] {
+      return "misaligned access: got " + describe_for_kernel(address) + ", expected " +
+             std::to_string(kBytes) + "-byte alignment for " + std::to_string(kBytes) + " bytes";
+    });
   }
   check_access(address, kBytes, kAccess);
 }

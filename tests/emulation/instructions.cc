@@ -49,16 +49,19 @@ void learn(Block& block, const void* address) {
 void check_alignment(const char* instruction, const void* address, std::size_t alignment,
                      Site site) {
   if (reinterpret_cast<std::uintptr_t>(address) % alignment == 0) return;
-  fail(std::string(instruction) + ": got " + describe_for_kernel(address) +
-           ", expected an address aligned to " + std::to_string(alignment) + " bytes",
-       site);
+  fail(site, [&] {
+    return std::string(instruction) + ": got " + describe_for_kernel(address) +
+           ", expected an address aligned to " + std::to_string(alignment) + " bytes";
+  });
 }
 
 uint4 load_16_bytes(const void* address, Site site) {
   current->site = site;
   check_alignment("load_stream", address, 16, site);
   if (is_shared(*current->block, address)) {
-    fail("load_stream: got " + describe_for_kernel(address) + ", expected global memory", site);
+    fail(site, [&] {
+      return "load_stream: got " + describe_for_kernel(address) + ", expected global memory";
+    });
   }
   if (checked()) check_access(address, 16, Access::kRead);
   uint4 value;
@@ -75,13 +78,19 @@ void cp_async_16(void* to, const void* from, int from_bytes, Site site) {
   check_alignment("cp.async target", to, 16, site);
   check_alignment("cp.async source", from, 16, site);
   if (from_bytes < 0 || from_bytes > 16) {
-    fail("cp.async: got " + std::to_string(from_bytes) + " source bytes, expected 0 to 16", site);
+    fail(site, [&] {
+      return "cp.async: got " + std::to_string(from_bytes) + " source bytes, expected 0 to 16";
+    });
   }
   if (!is_shared(*fiber.block, to)) {
-    fail("cp.async target: got " + describe_for_kernel(to) + ", expected shared memory", site);
+    fail(site, [&] {
+      return "cp.async target: got " + describe_for_kernel(to) + ", expected shared memory";
+    });
   }
   if (is_shared(*fiber.block, from)) {
-    fail("cp.async source: got " + describe_for_kernel(from) + ", expected global memory", site);
+    fail(site, [&] {
+      return "cp.async source: got " + describe_for_kernel(from) + ", expected global memory";
+    });
   }
   CopyQueue& queue = queue_of(fiber);
   const PendingCopy copy{.to = to,

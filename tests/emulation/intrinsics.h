@@ -9,7 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <string>
 #include <type_traits>
 
 #include <vector_functions.h>
@@ -25,9 +24,6 @@ struct Site {
     return {file, line};
   }
 };
-
-/// Ends the grid with this text. Only from a kernel's thread.
-[[noreturn]] void fail(const std::string& what, Site site);
 
 // ---- meeting points ----
 

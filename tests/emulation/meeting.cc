@@ -47,10 +47,11 @@ int barrier(Reduction reduction, int value, Site site) {
     block.reduction = reduction;
     block.reduced = reduction == Reduction::kAnd ? 1 : 0;
   } else if (!same(block.first_at_barrier->site, site) || block.reduction != reduction) {
-    fail("barrier divergence: this thread is at " + to_string(site) + ", thread " +
+    fail(site, [&] {
+      return "barrier divergence: this thread is at " + to_string(site) + ", thread " +
              std::to_string(block.first_at_barrier->linear) + " waits at " +
-             to_string(block.first_at_barrier->site) + "; all must reach the same __syncthreads",
-         site);
+             to_string(block.first_at_barrier->site) + "; all must reach the same __syncthreads";
+    });
   }
   switch (reduction) {
     case Reduction::kNone:
@@ -78,14 +79,17 @@ void leave_block(Fiber& fiber) {
   Warp& warp = warp_of(fiber);
   if (!block.copies[static_cast<std::size_t>(fiber.linear)].pending.empty()) {
     const Site site = block.copies[static_cast<std::size_t>(fiber.linear)].pending.front().site;
-    fail("the thread exits with cp.async in flight; wait for its group first", site);
+    fail(site, [&] {
+      return std::string("the thread exits with cp.async in flight; wait for its group first");
+    });
   }
   for (const Rendezvous& meeting : warp.meetings) {
     if ((meeting.mask & bit_of(fiber)) != 0) {
-      fail("warp divergence: lane " + std::to_string(fiber.lane) + " exits while lane " +
+      fail(meeting.site, [&] {
+        return "warp divergence: lane " + std::to_string(fiber.lane) + " exits while lane " +
                std::to_string(std::countr_zero(meeting.arrived)) + " waits for it in " +
-               name_of(meeting.kind),
-           meeting.site);
+               name_of(meeting.kind);
+      });
     }
   }
   warp.exited |= bit_of(fiber);
@@ -100,24 +104,27 @@ void meet(Collective kind, unsigned mask, void* payload, Exec exec, Site site) {
   Warp& warp = warp_of(fiber);
   const unsigned bit = bit_of(fiber);
   if ((mask & bit) == 0) {
-    fail(std::string(name_of(kind)) + ": lane " + std::to_string(fiber.lane) +
-             " is not in the mask that it gives",
-         site);
+    fail(site, [&] {
+      return std::string(name_of(kind)) + ": lane " + std::to_string(fiber.lane) +
+             " is not in the mask that it gives";
+    });
   }
   if (const unsigned gone = mask & warp.exited; gone != 0) {
-    fail(std::string(name_of(kind)) + ": the mask names lane " +
-             std::to_string(std::countr_zero(gone)) + ", which has exited",
-         site);
+    fail(site, [&] {
+      return std::string(name_of(kind)) + ": the mask names lane " +
+             std::to_string(std::countr_zero(gone)) + ", which has exited";
+    });
   }
   Rendezvous* meeting = nullptr;
   for (Rendezvous& other : warp.meetings) {
     if ((other.mask & mask) == 0) continue;
     if (other.mask != mask || other.kind != kind || !same(other.site, site)) {
-      fail(std::string("warp divergence: this lane is in ") + name_of(kind) + " at " +
+      fail(site, [&] {
+        return std::string("warp divergence: this lane is in ") + name_of(kind) + " at " +
                to_string(site) + ", lane " + std::to_string(std::countr_zero(other.arrived)) +
                " waits in " + name_of(other.kind) + " at " + to_string(other.site) +
-               (other.mask != mask ? " with another mask" : ""),
-           site);
+               (other.mask != mask ? " with another mask" : "");
+      });
     }
     meeting = &other;
   }

@@ -154,7 +154,7 @@ const Planted kPlanted[] = {
      "use after free: this thread reads 4 bytes at device in"},
     {"ReadsTheHeap", reading<Input::kHeap>, "-", "host memory: this thread reads 0x"},
     {"ReadsBss", reading<Input::kBss>, "-", "host memory: this thread reads 0x"},
-    {"ReadsNull", reading<Input::kNull>, "fault: this thread touches ",
+    {"ReadsNearNull", reading<Input::kNearNull>, "fault: this thread touches ",
      "host memory: this thread reads "},
     {"OtherDevice", reading<Input::kOtherDevice>, "-", "of device 0, its kernel runs on device 1"},
     {"WritesTheHeap", writing<Input::kHeap>, "-", "host memory: this thread writes 0x"},

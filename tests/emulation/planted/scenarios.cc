@@ -113,8 +113,8 @@ std::string run_mechanism(Kernel kernel, Input input, unsigned blocks) {
     case Input::kEndsAtGap:
       forbid(in.data() + 63, 4);
       break;
-    case Input::kNull:
-      buffers.in = nullptr;
+    case Input::kNearNull:
+      buffers.in = reinterpret_cast<const int*>(16);
       break;
     default:
       break;
@@ -140,9 +140,6 @@ std::string run_writing(Input target) {
       break;
     case Input::kBss:
       buffers.scratch = bss;
-      break;
-    case Input::kNull:
-      buffers.scratch = nullptr;
       break;
     case Input::kDefined:
       break;

@@ -22,7 +22,7 @@ enum class Input {
   kOtherDevice,
   kEndsEarly,  // four bytes short
   kEndsAtGap,  // four bytes of it are forbidden
-  kNull,
+  kNearNull,
 };
 /// A kernel of one mechanism, `blocks` blocks of 64 threads.
 [[nodiscard]] std::string run_mechanism(Kernel kernel, Input input = Input::kDefined,

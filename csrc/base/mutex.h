@@ -3,6 +3,9 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <optional>
+
+#include "base/wait_hooks.h"
 
 // Lock attributes of clang's thread-safety analysis (-Wthread-safety); nothing elsewhere.
 #if defined(__clang__)
@@ -24,8 +27,20 @@ namespace sluice {
 /// A std::mutex whose uses clang checks.
 class CAPABILITY("mutex") Mutex {
  public:
-  void lock() ACQUIRE() { mutex_.lock(); }
-  void unlock() RELEASE() { mutex_.unlock(); }
+  void lock() ACQUIRE() {
+    if (WaitHooks* const hooks = wait_hooks.load(std::memory_order_acquire)) [[unlikely]] {
+      hooks->lock(mutex_);
+      return;
+    }
+    mutex_.lock();
+  }
+  void unlock() RELEASE() {
+    if (WaitHooks* const hooks = wait_hooks.load(std::memory_order_acquire)) [[unlikely]] {
+      hooks->unlock(mutex_);
+      return;
+    }
+    mutex_.unlock();
+  }
   [[nodiscard]] std::mutex& native() { return mutex_; }
 
  private:
@@ -48,12 +63,20 @@ class SCOPED_CAPABILITY MutexLock {
 class CondVar {
  public:
   void wait(Mutex& mutex) REQUIRES(mutex) {
+    if (WaitHooks* const hooks = wait_hooks.load(std::memory_order_acquire)) [[unlikely]] {
+      hooks->wait(this, mutex.native(), std::nullopt);
+      return;
+    }
     std::unique_lock<std::mutex> lock(mutex.native(), std::adopt_lock);
     cv_.wait(lock);
     lock.release();
   }
   /// Returns after a notification or about `timeout` later, whichever is first.
   void wait_for(Mutex& mutex, std::chrono::nanoseconds timeout) REQUIRES(mutex) {
+    if (WaitHooks* const hooks = wait_hooks.load(std::memory_order_acquire)) [[unlikely]] {
+      hooks->wait(this, mutex.native(), timeout);
+      return;
+    }
     std::unique_lock<std::mutex> lock(mutex.native(), std::adopt_lock);
 #if defined(__SANITIZE_THREAD__)
     // gcc 12's thread sanitizer does not know pthread_cond_clockwait, by which one waits on the
@@ -64,8 +87,18 @@ class CondVar {
 #endif
     lock.release();
   }
-  void notify_one() noexcept { cv_.notify_one(); }
-  void notify_all() noexcept { cv_.notify_all(); }
+  void notify_one() noexcept {
+    if (WaitHooks* const hooks = wait_hooks.load(std::memory_order_acquire)) [[unlikely]] {
+      hooks->notify(this, false);
+    }
+    cv_.notify_one();
+  }
+  void notify_all() noexcept {
+    if (WaitHooks* const hooks = wait_hooks.load(std::memory_order_acquire)) [[unlikely]] {
+      hooks->notify(this, true);
+    }
+    cv_.notify_all();
+  }
 
  private:
   std::condition_variable cv_;

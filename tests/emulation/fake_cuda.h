@@ -59,12 +59,33 @@ struct Options {
   /// How long a device on which every block spins waits for a host thread that is not itself
   /// waiting for the device. Then the kernel fails: "the device waits for the host".
   std::chrono::milliseconds patience = std::chrono::seconds(5);
+  /// Host threads run one at a time and change places, by seed, at every call here and at every
+  /// lock and wait of base/mutex.h: the same seed is the same interleaving with several of them,
+  /// too. Off under the thread sanitizer's tests, which want them at once.
+  bool baton = false;
+  /// How long its holder may compute, or wait where the baton cannot see it, before others go on.
+  std::chrono::milliseconds baton_patience = std::chrono::milliseconds(500);
 };
 
 /// Frees everything, forgets errors, injections and the log, and starts anew. Handles and pointers
 /// from before are refused from then on. Kernels' opt-in attributes stay, as loaded code does.
 void reset(const Options& options = {});
 [[nodiscard]] const Options& options();
+
+/// With the baton: the caller's next call returns once that many threads, which it is about to
+/// start, have made their first one. When they begin is the system's choice otherwise.
+void expect_threads(int num_threads);
+/// With the baton: how often its holder waited by other means than base's until patience ended.
+/// Such a run may not repeat.
+[[nodiscard]] int batons_lost();
+/// With the baton: the caller is about to wait by other means (a join) and does not keep others.
+class Outside {
+ public:
+  Outside();
+  ~Outside();
+  Outside(const Outside&) = delete;
+  Outside& operator=(const Outside&) = delete;
+};
 
 /// Every call that is emulated, in the log and for injection.
 enum class Api {

@@ -48,6 +48,7 @@ class FakeCuda : public testing::Test {
     for (const std::string& finding : findings()) {
       if (!findings_taken_) ADD_FAILURE() << "finding: " << finding;
     }
+    if (options().baton) reset({});
   }
 
   static void start(const Options& options) {

@@ -83,6 +83,10 @@ TEST_F(FakeCudaLaunch, SharedMemoryAbove48KiBIsAskedForOnce) {
   EXPECT_EQ(run(60'000), 0);
   EXPECT_EQ(run(100'000), 1);
   EXPECT_EQ(run(60'000), 0) << "the larger grant stands";
+  start({.model = {.shared_bytes_per_block_optin = 50'000}});
+  EXPECT_REFUSED(planted::launch_through_shared(device(1), 60'000, nullptr), cudaErrorInvalidValue,
+                 "kernel through_shared: got 60000 bytes of dynamic shared memory, expected at "
+                 "most 50000");
   start({});
   EXPECT_REFUSED(planted::launch_through_shared(device(1), 228 * 1024, nullptr),
                  cudaErrorInvalidValue,

@@ -312,6 +312,17 @@ TEST_F(FakeCudaStreams, HostFunctionsRunInOrderAndMayCallNothing) {
   }
 }
 
+TEST_F(FakeCudaStreams, HostFunctionsFindDeviceMemoryClosed) {
+  const auto touch = [](void* data) { *static_cast<float*>(data) = 1.0f; };
+  EXPECT_EXIT(
+      {
+        start({.policy = Policy::kLazy});
+        (void)cudaLaunchHostFunc(nullptr, touch, device(10));
+        (void)cudaDeviceSynchronize();
+      },
+      testing::ExitedWithCode(87), "HOST CODE touches device memory: .*cuda:0 allocation 1");
+}
+
 TEST_F(FakeCudaStreams, PrioritiesAreGivenAndMeant) {
   start({.num_priorities = 3});
   int least = 1;

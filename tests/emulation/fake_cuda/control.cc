@@ -1,5 +1,6 @@
 // What tests ask of the runtime and do to it (fake_cuda.h).
 #include "tests/emulation/fake_cuda.h"
+#include "tests/emulation/fake_cuda/baton.h"
 #include "tests/emulation/fake_cuda/graph.h"
 #include "tests/emulation/fake_cuda/runtime.h"
 #include "tests/emulation/simt.h"
@@ -50,7 +51,14 @@ void reset(const Options& options) {
   runtime.log.clear();
   runtime.counts = {};
   make_devices(runtime);
+  Baton::get().set(options.baton, options.seed, options.baton_patience);
 }
+
+void expect_threads(int num_threads) { Baton::get().expect(num_threads); }
+int batons_lost() { return Baton::get().num_lost(); }
+
+Outside::Outside() { Baton::get().step_out(); }
+Outside::~Outside() { Baton::get().step_in(); }
 
 const Options& options() { return Runtime::get().options; }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "tests/emulation/fake_cuda/baton.h"
 #include "tests/emulation/fake_cuda/graph.h"
 #include "tests/emulation/simt.h"
 
@@ -103,6 +104,7 @@ Thread& this_thread() {
 Session::Session(Api which, cudaStream_t handle)
     : runtime(Runtime::get()), thread(this_thread()), api(which) {
   simt::prepare_thread();
+  Baton::get().yield();
   ++runtime.num_entering;
   lock = std::unique_lock<std::mutex>(runtime.mutex);
   --runtime.num_entering;

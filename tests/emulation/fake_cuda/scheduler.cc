@@ -2,6 +2,7 @@
 #include <chrono>
 #include <thread>
 
+#include "tests/emulation/fake_cuda/baton.h"
 #include "tests/emulation/fake_cuda/graph.h"
 #include "tests/emulation/fake_cuda/runtime.h"
 
@@ -210,6 +211,7 @@ bool Session::sleep_until_changed() {
     if (!in_host_function && (!others || std::chrono::system_clock::now() > until)) break;
     // The system's clock: gcc 12's thread sanitizer does not know waits on the steady one.
     runtime.changed.wait_until(lock, std::chrono::system_clock::now() + kPollPeriod);
+    if (runtime.options.baton) let_others_in();
     answered = runtime.activity != seen;
     if (answered) break;
     clear_stalls();
@@ -233,6 +235,12 @@ void Session::clear_stalls() {
 }
 
 void Session::let_others_in() {
+  if (runtime.options.baton) {
+    lock.unlock();
+    Baton::get().yield();
+    lock.lock();
+    return;
+  }
   if (runtime.num_entering == 0) return;
   lock.unlock();
   while (runtime.num_entering > 0) std::this_thread::yield();

@@ -210,6 +210,130 @@ TEST(LayerOnTheGpu, IsTheHostsLayerUnderEveryScheduleAndStream) {
   }
 }
 
+/// Copies device words by a kernel: what is ahead of a launch that may start early.
+class Producer {
+ public:
+  explicit Producer(const std::vector<float>& values) : source_(values), count_(values.size() / 8) {
+    std::vector<std::int32_t> rows(count_);
+    for (std::size_t i = 0; i < count_; ++i) rows[i] = static_cast<std::int32_t>(i);
+    offsets_.write({0, static_cast<std::int32_t>(count_)});
+    rows_ = std::make_unique<DeviceArray<std::int32_t>>(rows);
+  }
+  void launch(void* target, StreamHandle stream) const {
+    launch_scatter_rows({.num_rows = static_cast<std::int64_t>(count_),
+                         .hidden = 8,
+                         .num_experts = 1,
+                         .compact = DType::kF32},
+                        {.compact = source_.data(),
+                         .offsets = offsets_.data(),
+                         .rows = rows_->data(),
+                         .scratch = static_cast<float*>(target)},
+                        stream);
+  }
+
+ private:
+  DeviceArray<float> source_;
+  std::size_t count_;
+  DeviceArray<std::int32_t> offsets_{2};
+  std::unique_ptr<DeviceArray<std::int32_t>> rows_;
+};
+
+TEST(LayerOnTheGpu, EveryKernelWaitsForTheOneAheadAlthoughItStartsEarly) {
+  std::mt19937 random(53);
+  for (const fake::Policy policy : {fake::Policy::kLazy, fake::Policy::kAhead}) {
+    Schedule{.policy = policy}.set_up();
+    const Stream stream(true);
+    const Shape shape{.num_tokens = 32, .top_k = 2, .num_experts = 2};
+    const ExpertProblem problem{
+        .weights = DType::kF32, .activations = DType::kF32, .hidden = 16, .intermediate = 8};
+    Layer layer(problem, shape, random);
+    const Choice choice(shape, random);
+    layer.weights.write(choice.weights);
+    const auto hidden = draw(Values::kNormal, DType::kF32, 32 * 16, 1, random);
+
+    // route behind the kernel that writes the ids, as words of floats.
+    std::vector<float> words(2 * choice.ids.size());
+    std::memcpy(words.data(), choice.ids.data(), words.size() * sizeof(float));
+    const Producer ids(words);
+    const RouteProblem route{.num_tokens = 32, .top_k = 2, .num_experts = 2};
+    ids.launch(layer.ids.data(), stream.handle());
+    launch_route(route, plan_route(route),
+                 {.ids = layer.ids.data(),
+                  .weights = layer.weights.data(),
+                  .offsets = layer.offsets.data(),
+                  .rows = layer.rows.data()},
+                 stream.handle(), true);
+    std::vector<std::int32_t> offsets = layer.offsets.read();
+    EXPECT_GT(fake::stats().early_prologues, 0u);
+    EXPECT_TRUE(offsets[0] == 0 && offsets[1] > kGemvTokens && offsets[2] > offsets[1]);
+    const RoutedRows routed{
+        .offsets = layer.offsets.data(), .rows = layer.rows.data(), .num_experts = 2, .top_k = 2};
+    const ExpertEntries list = layer.experts.entries({0, 1});
+
+    // Both gate_ups behind the kernel that writes the hidden rows.
+    const Producer producer(hidden);
+    const auto gate_up = [&](bool tiles, bool early) {
+      const DeviceArray<float> input(hidden.size());
+      const DeviceArray<std::byte> h(layer.h.size());
+      producer.launch(input.data(), stream.handle());
+      EXPECT_TRUE(early || cudaStreamSynchronize(stream.cuda()) == cudaSuccess);
+      if (tiles) {
+        launch_tile_gate_up(problem, plan_tile_gate_up(problem, 2, 64, kGpu), list,
+                            {.routed = routed, .hidden = input.data(), .out = h.data()},
+                            stream.handle(), early);
+      } else {
+        launch_expert_gate_up(problem, plan_expert_gate_up(problem, 2, 64, kGpu), list,
+                              {.routed = routed, .hidden = input.data(), .h = h.data()},
+                              stream.handle(), early);
+      }
+      return h.read();
+    };
+    for (const bool tiles : {false, true}) {
+      EXPECT_EQ(gate_up(tiles, true), gate_up(tiles, false)) << (tiles ? "tiles" : "decode");
+    }
+
+    // Both downs behind the kernel that writes h, and what reads their rows behind them.
+    const auto h = draw(Values::kNormal, DType::kF32, layer.entries() * 8, 1, random);
+    const Producer h_producer(h);
+    const auto down = [&](int kind, bool early) {
+      const DeviceArray<float> input(h.size());
+      const DeviceArray<float> rows(static_cast<std::size_t>(layer.entries() * 16));
+      const DeviceArray<float> scratch(rows.size());
+      const auto wait = [&] {
+        EXPECT_TRUE(early || cudaStreamSynchronize(stream.cuda()) == cudaSuccess);
+      };
+      h_producer.launch(input.data(), stream.handle());
+      wait();
+      if (kind == 0) {
+        launch_expert_down(problem, plan_expert_down(problem, 2, 64, kGpu), list,
+                           {.routed = routed, .h = input.data(), .scratch = rows.data()},
+                           stream.handle(), early);
+        return rows.read();
+      }
+      const ExpertTilesPlan plan = plan_tile_down(problem, 2, 64, kGpu);
+      const TileDownArgs args{.routed = routed, .h = input.data(), .out = rows.data()};
+      if (kind == 1) {
+        launch_tile_down(problem, plan, list, args, stream.handle(), early);
+        return rows.read();
+      }
+      launch_tile_down_compact(problem, plan, list, args, stream.handle(), early);
+      wait();
+      launch_scatter_rows(
+          {.num_rows = layer.entries(), .hidden = 16, .num_experts = 2, .compact = DType::kF32},
+          {.compact = rows.data(),
+           .offsets = routed.offsets,
+           .rows = routed.rows,
+           .scratch = scratch.data()},
+          stream.handle(), early);
+      return scratch.read();
+    };
+    for (const int kind : {0, 1, 2}) {
+      EXPECT_EQ(encode(DType::kF32, down(kind, true)), encode(DType::kF32, down(kind, false)))
+          << "kind " << kind;
+    }
+  }
+}
+
 TEST(LayerOnTheGpu, AStackIsCapturedAndReplayedWithOtherRoutes) {
   std::mt19937 random(52);
   for (const fake::Policy policy : kPolicies) {

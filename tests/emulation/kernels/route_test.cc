@@ -128,6 +128,15 @@ TEST(Route, PassesOverLargeBatchesAndManyExperts) {
       check_against_grouping(draw_entries(64, 8, 4096, DType::kF32, random), {}));
 }
 
+TEST(Route, ExpertsAtTheEdgesOfAPassAreInOne) {
+  std::mt19937 random(33);
+  Schedule{.order = simt::Order::kRandom}.set_up();
+  Entries e = draw_entries(100, 4, 600, DType::kF32, random);
+  constexpr std::int64_t kEdges[] = {0, 255, 256, 257, 511, 512, 513, 599};
+  for (std::int64_t& id : e.ids) id = kEdges[random() % std::size(kEdges)];
+  ASSERT_NO_FATAL_FAILURE(check_against_grouping(e, {}));
+}
+
 TEST(Route, APlanGivesEveryEntryAWarpAndEveryExpertAPass) {
   for (const std::int64_t tokens : {0, 1, 3, 100, 4096, 131'072}) {
     for (const std::int64_t top_k : {1, 6, 8}) {

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +17,11 @@ constexpr std::size_t kDynamicArena = kMaxDynamicShared + kGuardBytes - kMaxDyna
 std::vector<Arena>& free_arenas() {
   static auto& arenas = *new std::vector<Arena>;
   return arenas;
+}
+
+SharedShadow map_shadow(std::size_t bytes) {
+  return {.bytes = static_cast<ByteState*>(map_zeros(bytes)),
+          .cells = static_cast<SharedCell*>(map_zeros(bytes / 4 * sizeof(SharedCell)))};
 }
 
 Arena take_arena() {
@@ -35,10 +41,11 @@ Arena take_arena() {
     std::perror("emulation: no memory for the shared memory of a block");
     std::abort();
   }
-  return {.static_base = static_base, .dynamic_end = dynamic_base + kDynamicArena};
+  return {.static_base = static_base,
+          .dynamic_end = dynamic_base + kDynamicArena,
+          .static_shadow = checked() ? map_shadow(kStaticArena) : SharedShadow{},
+          .dynamic_shadow = checked() ? map_shadow(kDynamicArena) : SharedShadow{}};
 }
-
-std::size_t dynamic_bytes(const Block& block) { return (block.grid->shared_bytes + 15) / 16 * 16; }
 
 void run_thread() {
   entered();
@@ -86,12 +93,12 @@ std::unique_ptr<Block> make_block(GridState& grid, int id) {
   block->copies.resize(threads);
   block->warps.resize((threads + 31) / 32);
   block->arena = take_arena();
+  block->barrier_epoch = next_barrier_epoch();
   std::memset(block->arena.dynamic_end - dynamic_bytes(*block), 0xFF, dynamic_bytes(*block));
   if (checked()) {
-    block->dynamic_shadow.resize(dynamic_bytes(*block), ByteState::kUndefined);
-    for (std::size_t i = grid.shared_bytes; i < dynamic_bytes(*block); ++i) {
-      block->dynamic_shadow.bytes[i] = ByteState::kGap;
-    }
+    ByteState* const states = block->arena.dynamic_shadow.bytes;
+    std::fill(states, states + grid.shared_bytes, ByteState::kUndefined);
+    std::fill(states + grid.shared_bytes, states + dynamic_bytes(*block), ByteState::kGap);
   }
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = block->fibers[i];
@@ -106,6 +113,11 @@ std::unique_ptr<Block> make_block(GridState& grid, int id) {
   }
   for (Warp& warp : block->warps) warp.exited = ~warp.ready;
   return block;
+}
+
+std::uint32_t next_barrier_epoch() {
+  static std::uint32_t newest = 0;
+  return ++newest;
 }
 
 void drop(Block& block) {
@@ -129,13 +141,14 @@ void* static_shared(const void* key, const char* name, std::size_t bytes, std::s
              "; make it dynamic shared memory";
     });
   }
-  block.static_bytes = offset + bytes + kStaticGap;
+  const std::size_t used = std::exchange(block.static_bytes, offset + bytes + kStaticGap);
   block.objects.push_back({.key = key, .name = name, .offset = offset, .bytes = bytes});
   std::memset(block.arena.static_base + offset, 0xFF, bytes + kStaticGap);
   if (checked()) {
-    block.static_shadow.resize(offset, ByteState::kGap);
-    block.static_shadow.resize(offset + bytes, ByteState::kUndefined);
-    block.static_shadow.resize(offset + bytes + kStaticGap, ByteState::kGap);
+    ByteState* const states = block.arena.static_shadow.bytes;
+    std::fill(states + used, states + offset, ByteState::kGap);
+    std::fill(states + offset, states + offset + bytes, ByteState::kUndefined);
+    std::fill(states + offset + bytes, states + block.static_bytes, ByteState::kGap);
   }
   return block.arena.static_base + offset;
 }

@@ -91,6 +91,8 @@ struct StaticObject {
 struct Arena {
   char* static_base = nullptr;
   char* dynamic_end = nullptr;
+  /// Of the static objects, and of the launch's dynamic bytes; null where nothing is checked.
+  SharedShadow static_shadow, dynamic_shadow;
 };
 
 struct Block {
@@ -105,13 +107,13 @@ struct Block {
   const Fiber* first_at_barrier = nullptr;
   Reduction reduction = Reduction::kNone;
   int reduced = 0, reduction_result = 0;
-  std::uint32_t barrier_epoch = 1;
+  /// Of its newest barrier; no two blocks of the process share one.
+  std::uint32_t barrier_epoch = 0;
 
   Arena arena;
   std::size_t static_bytes = 0;  // with gaps
   std::size_t static_payload = 0;
   std::vector<StaticObject> objects;
-  SharedShadow static_shadow, dynamic_shadow;
   std::vector<CopyQueue> copies;
 
   /// What this block knows of the others' writes: block -> serial (shadow.h).
@@ -143,7 +145,7 @@ struct GridState {
   std::uint64_t changes = 0;
 
   /// Of this launch in the process, and a clock of its accesses, for the checks.
-  std::uint32_t epoch = 0;
+  std::uint16_t epoch = 0;
   std::uint32_t serial = 0;
   std::map<const void*, std::map<int, std::uint32_t>> published;
 };
@@ -155,6 +157,12 @@ extern Fiber* current;
 [[nodiscard]] std::unique_ptr<Block> make_block(GridState& grid, int id);
 /// Gives stacks and shared memory back; the block may be in any state.
 void drop(Block& block);
+
+[[nodiscard]] std::uint32_t next_barrier_epoch();
+/// What the launch asked for, to the alignment of its base.
+[[nodiscard]] inline std::size_t dynamic_bytes(const Block& block) {
+  return (block.grid->shared_bytes + 15) / 16 * 16;
+}
 
 /// Stops the running thread until somebody sets its ready bit.
 void park(State state, Site site);

@@ -95,13 +95,13 @@ void record_shared_write(const Fiber& fiber, SharedCell& cell, unsigned mask, bo
   cell.write_was_atomic = atomic;
 }
 
-void check_shared(SharedShadow& shadow, const char* base, const char* p, std::size_t bytes,
-                  Access access) {
+void check_shared(const SharedShadow& shadow, std::size_t size, const char* base, const char* p,
+                  std::size_t bytes, Access access) {
   const Fiber& fiber = *current;
   const auto offset = static_cast<std::size_t>(p - base);
   const std::size_t end = offset + bytes;
   for (std::size_t i = offset; i < end; ++i) {
-    if (i >= shadow.bytes.size() || shadow.bytes[i] == ByteState::kGap) {
+    if (i >= size || shadow.bytes[i] == ByteState::kGap) {
       fail([&] {
         return "out of bounds: this thread " + std::string(verb(access)) + std::to_string(bytes) +
                " bytes at " + describe_for_kernel(p);
@@ -152,6 +152,10 @@ bool joins(const Block& block, std::uint16_t owner, std::uint32_t serial) {
 
 void check_word(const Block& block, GlobalWord& word, unsigned mask, const char* p, Access access) {
   const auto me = static_cast<std::uint16_t>(block.id);
+  if (word.grid != block.grid->epoch) {
+    word = {};
+    word.grid = block.grid->epoch;
+  }
   if ((word.written & mask) != 0 && word.writer != me &&
       !(word.write_was_atomic && is_atomic(access)) &&
       !knows(block, word.writer, word.write_serial)) {
@@ -164,25 +168,16 @@ void check_word(const Block& block, GlobalWord& word, unsigned mask, const char*
     }
     const bool join =
         joins(block, word.writer, word.write_serial) && word.write_was_atomic == is_atomic(access);
-    word.written = static_cast<std::uint8_t>((join ? word.written : 0) | mask);
+    word.written = ((join ? word.written : 0) | mask) & 15u;
     word.writer = me;
     word.write_serial = block.grid->serial;
     word.write_was_atomic = is_atomic(access);
   } else if (!is_atomic(access)) {
     const bool join = joins(block, word.reader, word.read_serial);
-    word.read = static_cast<std::uint8_t>((join ? word.read : 0) | mask);
+    word.read = ((join ? word.read : 0) | mask) & 15u;
     word.reader = me;
     word.read_serial = block.grid->serial;
   }
-}
-
-GlobalWord& word_at(const Block& block, RegionShadow& shadow, std::size_t offset) {
-  GlobalCell& cell = shadow.cell(offset);
-  if (cell.grid != block.grid->epoch) {
-    cell = {};
-    cell.grid = block.grid->epoch;
-  }
-  return cell.words[offset % 16 / 4];
 }
 
 void check_region(const Region& region, const char* p, std::size_t bytes, Access access) {
@@ -221,8 +216,7 @@ void check_region(const Region& region, const char* p, std::size_t bytes, Access
   ++block.grid->serial;
   for (std::size_t first = offset; first < offset + bytes;) {
     const std::size_t last = std::min(offset + bytes, first / 4 * 4 + 4);
-    check_word(block, word_at(block, shadow, first), run_of_bits(first % 4, last - first), p,
-               access);
+    check_word(block, shadow.word(first), run_of_bits(first % 4, last - first), p, access);
     first = last;
   }
 }
@@ -264,13 +258,14 @@ void check_access(const void* address, std::size_t bytes, Access access) {
   if (static_cast<std::size_t>(p - fiber.context.stack) < kStackBytes) return;
   ++counters().checked_accesses;
   Block& block = *fiber.block;
-  const std::size_t dynamic_bytes = block.dynamic_shadow.bytes.size();
-  const char* const dynamic = block.arena.dynamic_end - dynamic_bytes;
-  if (static_cast<std::size_t>(p - dynamic) < dynamic_bytes) {
-    return check_shared(block.dynamic_shadow, dynamic, p, bytes, access);
+  const std::size_t dynamic_size = dynamic_bytes(block);
+  const char* const dynamic = block.arena.dynamic_end - dynamic_size;
+  if (static_cast<std::size_t>(p - dynamic) < dynamic_size) {
+    return check_shared(block.arena.dynamic_shadow, dynamic_size, dynamic, p, bytes, access);
   }
   if (static_cast<std::size_t>(p - block.arena.static_base) < block.static_bytes) {
-    return check_shared(block.static_shadow, block.arena.static_base, p, bytes, access);
+    return check_shared(block.arena.static_shadow, block.static_bytes, block.arena.static_base, p,
+                        bytes, access);
   }
   if (const Region* const region = find_region(p); region != nullptr) {
     return check_region(*region, p, bytes, access);
@@ -282,14 +277,11 @@ void poison_shared(Block& block, void* address, std::size_t bytes) {
   auto* const p = static_cast<char*>(address);
   std::memset(p, 0xFF, bytes);
   if (!checked()) return;
-  const std::size_t dynamic_bytes = block.dynamic_shadow.bytes.size();
-  const char* const dynamic = block.arena.dynamic_end - dynamic_bytes;
-  const bool is_dynamic = static_cast<std::size_t>(p - dynamic) < dynamic_bytes;
-  SharedShadow& shadow = is_dynamic ? block.dynamic_shadow : block.static_shadow;
-  const auto offset =
-      static_cast<std::size_t>(p - (is_dynamic ? dynamic : block.arena.static_base));
-  std::fill_n(shadow.bytes.begin() + static_cast<std::ptrdiff_t>(offset), bytes,
-              ByteState::kUndefined);
+  const char* const dynamic = block.arena.dynamic_end - dynamic_bytes(block);
+  ByteState* const states = p >= dynamic
+                                ? block.arena.dynamic_shadow.bytes + (p - dynamic)
+                                : block.arena.static_shadow.bytes + (p - block.arena.static_base);
+  std::fill_n(states, bytes, ByteState::kUndefined);
 }
 
 }  // namespace simt

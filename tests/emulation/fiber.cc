@@ -22,6 +22,9 @@
 namespace simt {
 namespace {
 
+constexpr unsigned kColours = 64;
+constexpr std::size_t kColourBytes = 512;
+
 void* host_stopped = nullptr;
 #if defined(__SANITIZE_ADDRESS__)
 void* host_fake_stack = nullptr;
@@ -81,7 +84,7 @@ namespace {
 void set_entry(Context& context, void (*entry)()) {
   // `ret` takes the entry and leaves the stack pointer at 8 modulo 16, as a call would; otherwise
   // the first aligned SSE store faults. The zero above it ends a debugger's backtrace.
-  void** top = reinterpret_cast<void**>(context.stack + kStackBytes);
+  void** top = reinterpret_cast<void**>(context.top);
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(entry);
   context.stopped = top - 6;
@@ -102,7 +105,7 @@ void set_entry(Context& context, void (*entry)()) {
   auto* state = new ucontext_t;
   getcontext(state);
   state->uc_stack.ss_sp = context.stack;
-  state->uc_stack.ss_size = kStackBytes;
+  state->uc_stack.ss_size = static_cast<std::size_t>(context.top - context.stack);
   state->uc_link = nullptr;
   makecontext(state, entry, 0);
   context.stopped = state;
@@ -128,6 +131,10 @@ void prepare(Context& context, void (*entry)()) {
     pool.pop_back();
   }
   context.fake_stack = nullptr;
+  // Stacks lie a multiple of the page size apart: if all began at the same place of their page, the
+  // threads of a block would share a few sets of the cache, and a switch would cost twice as much.
+  static unsigned colour = 0;
+  context.top = context.stack + kStackBytes - colour++ % kColours * kColourBytes;
   set_entry(context, entry);
 }
 

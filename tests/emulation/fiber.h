@@ -18,6 +18,7 @@ inline constexpr std::size_t kGuardBytes = 4096;
 /// Thread safety: none; any host thread may resume a context that another one suspended.
 struct Context {
   char* stack = nullptr;
+  char* top = nullptr;
   void* stopped = nullptr;
   void* fake_stack = nullptr;  // ASan's
 };

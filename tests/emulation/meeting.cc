@@ -8,7 +8,9 @@
 namespace simt {
 namespace {
 
-bool same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+bool same(Site a, Site b) {
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
 
 unsigned bit_of(const Fiber& fiber) { return 1u << fiber.lane; }
 
@@ -29,7 +31,7 @@ void park(State state, Site site) {
 
 void release_barrier(Block& block) {
   ++counters().barriers;
-  ++block.barrier_epoch;
+  block.barrier_epoch = next_barrier_epoch();
   block.at_barrier = 0;
   block.first_at_barrier = nullptr;
   block.reduction_result = block.reduced;

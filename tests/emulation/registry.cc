@@ -143,6 +143,12 @@ void forbid(const void* address, std::size_t bytes) {
 
 void clear_forbidden() { registry().forbidden.clear(); }
 
+void forget_accesses() {
+  for (auto& [address, region] : registry().regions) {
+    if (region.shadow != nullptr) region.shadow->forget_accesses();
+  }
+}
+
 bool is_forbidden(const void* address, std::size_t bytes) {
   const auto& forbidden = registry().forbidden;
   if (forbidden.empty()) return false;

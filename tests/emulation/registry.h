@@ -63,6 +63,10 @@ void copy_definedness(const void* to, const void* from, std::size_t bytes);
 /// Reported where accesses are checked.
 void forbid(const void* address, std::size_t bytes);
 void clear_forbidden();
+
+/// Which blocks have touched what, in every region: before an epoch is used again.
+void forget_accesses();
+
 [[nodiscard]] bool is_forbidden(const void* address, std::size_t bytes);
 
 }  // namespace simt

@@ -7,29 +7,29 @@
 #include <cstdlib>
 
 namespace simt {
-namespace {
 
-template <class T>
-T* map_zeros(std::size_t count) {
-  void* const memory = mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE,
+void* map_zeros(std::size_t bytes) {
+  void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
     std::perror("emulation: no address space for the checks' memory");
     std::abort();
   }
-  return static_cast<T*>(memory);
+  return memory;
 }
-
-}  // namespace
 
 RegionShadow::RegionShadow(std::size_t region_bytes)
     : bytes_(region_bytes),
-      undefined_(map_zeros<std::uint8_t>(region_bytes / 8 + 2)),
-      cells_(map_zeros<GlobalCell>(region_bytes / 16 + 1)) {}
+      undefined_(static_cast<std::uint8_t*>(map_zeros(bytes_ / 8 + 1))),
+      words_(static_cast<GlobalWord*>(map_zeros((bytes_ / 4 + 1) * sizeof(GlobalWord)))) {}
 
 RegionShadow::~RegionShadow() {
-  munmap(undefined_, bytes_ / 8 + 2);
-  munmap(cells_, (bytes_ / 16 + 1) * sizeof(GlobalCell));
+  munmap(undefined_, bytes_ / 8 + 1);
+  munmap(words_, (bytes_ / 4 + 1) * sizeof(GlobalWord));
+}
+
+void RegionShadow::forget_accesses() {
+  madvise(words_, (bytes_ / 4 + 1) * sizeof(GlobalWord), MADV_DONTNEED);
 }
 
 void RegionShadow::set_undefined(std::size_t offset, std::size_t bytes, bool undefined) {

@@ -98,18 +98,9 @@ class Session:
         self._torch = torch
         self._operator = torch.ops.sluice.experts_forward.default
         self._without_gradient = ops.NoGradient.apply
+        self._layers = [dict(layer) for layer in layers]
         self.device = device
-        self._core = _core.Session(
-            store,
-            device=device,
-            device_memory=self.budget_bytes,
-            **self._host_settings(),
-            prefill=options.prefill,
-            policy=options.policy,
-            io_threads=options.io_threads,
-            timeline=options.timeline,
-            gates=[self._gate(index, layer) for index, layer in enumerate(layers)],
-        )
+        self._core = self._open_core(device)
         self.handle = self._core.handle
         self._end = self._finalizer()
         _open.add(self)
@@ -204,6 +195,23 @@ class Session:
         finally:
             _inside.discard(here)
 
+    def move_to(self, device: str) -> None:
+        """Serves calls of another device from now on: new slots there, the old ones given back.
+
+        What was resident is read again. Counters begin anew, and `handle` changes.
+
+        Raises:
+            CapacityError: The budget does not fit there. This and any other error leaves the
+                session as it was.
+        """
+        if device == self.device:
+            return
+        with self._close_lock:
+            core = self._open_core(device)
+            self._end()  # running calls finish first
+            self._core, self.handle, self.device = core, core.handle, device
+            self._end = self._finalizer()
+
     def add_close_hook(self, hook: Callable[[], object]) -> None:
         """Has `hook` called once, before the session closes; the last one added goes first."""
         self._hooks.append(hook)
@@ -295,13 +303,27 @@ class Session:
             f"session opened in process {self._pid}; make a new one here"
         )
 
-    def _host_settings(self) -> dict[str, Any]:
+    def _open_core(self, device: str) -> _core.Session:
         options = self.options
-        if not _core.has_host_tier(self.device):
+        return _core.Session(
+            self.store,
+            device=device,
+            device_memory=self.budget_bytes,
+            **self._host_settings(device),
+            prefill=options.prefill,
+            policy=options.policy,
+            io_threads=options.io_threads,
+            timeline=options.timeline,
+            gates=[self._gate(index, layer) for index, layer in enumerate(self._layers)],
+        )
+
+    def _host_settings(self, device: str) -> dict[str, Any]:
+        options = self.options
+        if not _core.has_host_tier(device):
             for name in ("host_memory", "pinned_cap"):
                 if getattr(options, name) is not None:
                     raise ConfigError(
-                        f"{name}: got {getattr(options, name)!r} for experts on the {self.device}, "
+                        f"{name}: got {getattr(options, name)!r} for experts on the {device}, "
                         "whose slots are RAM; leave it out, or load the model on a GPU"
                     )
             return {}

@@ -25,9 +25,16 @@ _WRAPPED = ("get_memory_footprint", "num_parameters", "save_pretrained", "genera
 
 
 class Attachment:
-    """The sites of one model while they are offloaded."""
+    """The sites of one model while they are offloaded.
 
-    def __init__(self, model: nn.Module, survey: Survey) -> None:
+    Args:
+        model: The model.
+        survey: Its sites.
+        home: Where the experts go back to: "cpu" or "cuda:N". A model that moves takes it along.
+    """
+
+    def __init__(self, model: nn.Module, survey: Survey, home: str = "cpu") -> None:
+        self.home = home
         self.sites = sites = survey.sites
         self.modules = tuple(OffloadedExperts(site) for site in sites)
         self._left_resident = len(survey.left_resident)
@@ -147,8 +154,12 @@ def _wrap_methods(model: nn.Module, attachment: Attachment) -> None:
         return kind.generate(held, *args, **kwargs)
 
     def _apply(fn: Any, recurse: bool = True) -> Any:
-        for module in attachment.modules:
-            module.check_move(fn)  # before the first tensor is changed
+        # Before the first tensor is changed: a device that has no room keeps all where it is.
+        places = {module.check_move(fn) for module in attachment.modules}
+        for place in places:
+            if place is not None:
+                attachment.session.move_to(place)
+                attachment.home = place
         return kind._apply(reference(), fn, recurse)
 
     methods: tuple[tuple[str, Any], ...] = (

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from sluice import _core
-from sluice.errors import InternalError
-from sluice.hf import layout
+from sluice.errors import CapacityError, InternalError
+from sluice.hf import devices, layout
 from sluice.hf.compat import run_eager_body
 from sluice.hf.gates import Gate, fingerprint, gate_function, native_callback, post_norm_function
 from sluice.hf.site import ExpertSite
@@ -31,8 +32,24 @@ def open_session(store: Any, options: Any, sites: Sequence[ExpertSite], device: 
     from sluice.session import Session
 
     gates = [fingerprint(site) for site in sites]
-    layers = [layer_spec(s, g, device) for s, g in zip(sites, gates, strict=True)]
-    session = Session(store, options, layers, device)
+    made: list[weakref.ref[Any]] = []  # the session, for callbacks that it outlives
+
+    def place() -> str:
+        session = made[0]() if made else None
+        return device if session is None else session.device
+
+    layers = [layer_spec(s, g, place) for s, g in zip(sites, gates, strict=True)]
+    devices.empty_cache(device)  # before anyone sizes a KV cache by what is free
+    try:
+        session = Session(store, options, layers, device)
+    except CapacityError as error:
+        if (held := devices.reserved_bytes(device)) == 0:
+            raise
+        raise CapacityError(
+            f"{error}; torch holds {held} bytes of {device} for what else is there (what it did "
+            "not use was given back before)"
+        ) from None
+    made.append(weakref.ref(session))
     try:
         _prove_parity(store, sites, gates)
     except BaseException:
@@ -41,8 +58,10 @@ def open_session(store: Any, options: Any, sites: Sequence[ExpertSite], device: 
     return session
 
 
-def layer_spec(site: ExpertSite, gate: Gate, device: str = "cpu") -> dict[str, Any]:
-    """What the session must know of a layer beyond its bytes."""
+def layer_spec(
+    site: ExpertSite, gate: Gate, device: Callable[[], str] = lambda: "cpu"
+) -> dict[str, Any]:
+    """What the session must know of a layer beyond its bytes; `device`: where it is now."""
     norm = post_norm_function(site.module) if site.has_post_norm else None
     return {
         "name": site.name,

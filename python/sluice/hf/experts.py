@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sluice.errors import SluiceError, UnsupportedModelError
+from sluice.hf import devices
 from sluice.hf.site import ExpertSite
 from sluice.tensors import DTYPE_NAMES
 
@@ -90,26 +91,29 @@ class OffloadedExperts(nn.Module):
         )
         return out.to(hidden_states.dtype)
 
-    def check_move(self, fn: TensorFn) -> None:
-        """Refuses what `.to()`, `.half()` and their kin would do to weights that are not here.
+    def check_move(self, fn: TensorFn) -> str | None:
+        """Where `.to()` and its kin would put the experts: their slots move with the model.
 
         Raises:
-            UnsupportedModelError: `fn` changes the type or the device of a tensor.
+            UnsupportedModelError: `fn` changes the type, or the device is of no use.
         """
         if self._sluice_session is None:
-            return
-        probe = fn(torch.empty(0, dtype=self._sluice_dtype))
+            return None
+        probe = fn(torch.empty(0, dtype=self._sluice_dtype, device=self._sluice_session.device))
         if probe.dtype != self._sluice_dtype:
             raise UnsupportedModelError(
                 f"{self._label}: got a change of dtype to {probe.dtype}, but offloaded experts "
                 f"stay {self._sluice_dtype}; load the model with dtype={probe.dtype}, or "
                 "sluice.restore(model) first"
             )
-        if probe.device.type != "cpu":
+        place = devices.name_of(probe.device)
+        if place == "meta":
             raise UnsupportedModelError(
-                f"{self._label}: got a move to {probe.device}, but this build of sluice keeps its "
-                "slots on the CPU; sluice.restore(model) first"
+                f"{self._label}: got a move to meta, expected a device that has memory; "
+                "sluice.restore(model) first"
             )
+        devices.check_device(place, f"{self._label} moved")
+        return place
 
     def extra_repr(self) -> str:
         """What `print(model)` shows of it."""

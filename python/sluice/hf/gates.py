@@ -84,7 +84,7 @@ def closed_form(
     return forms[kind]()
 
 
-def native_callback(function: GateFn, device: str = "cpu") -> NativeCallback:
+def native_callback(function: GateFn, device: Callable[[], str] = lambda: "cpu") -> NativeCallback:
     """`function` as the engine calls it: on its own buffers, wrapped without copying.
 
     Called as fn(layer, dtype, rows, in_columns, out_columns, in_address, out_address).
@@ -96,8 +96,9 @@ def native_callback(function: GateFn, device: str = "cpu") -> NativeCallback:
     def call(*arguments: Any) -> None:
         _layer, dtype, rows, in_columns, out_columns, in_address, out_address = arguments
         kind = TORCH_DTYPES[dtype]
-        source = tensor_at(in_address, rows * in_columns, kind, device).view(rows, in_columns)
-        target = tensor_at(out_address, rows * out_columns, kind, device).view(rows, out_columns)
+        place = device()
+        source = tensor_at(in_address, rows * in_columns, kind, place).view(rows, in_columns)
+        target = tensor_at(out_address, rows * out_columns, kind, place).view(rows, out_columns)
         with torch.no_grad():
             target.copy_(function(source))
 

@@ -20,12 +20,12 @@ from torch import nn
 from sluice import _core
 from sluice.errors import ConfigError, UnsupportedModelError
 from sluice.folders import PACK_SUFFIX, cache_folder
-from sluice.hf import describe, layout
+from sluice.hf import describe, devices, layout
 from sluice.hf.attachment import Attachment, attachment_of
 from sluice.hf.binding import open_session
 from sluice.hf.checkpoint.open import open_pack
 from sluice.hf.detect import Survey, survey_experts
-from sluice.hf.restore import restore_model
+from sluice.hf.restore import move_parameters, restore_model
 from sluice.hf.site import ExpertSite, dtype_name
 from sluice.progress import Progress
 from sluice.text import format_bytes
@@ -38,7 +38,7 @@ def survey_model(model: nn.Module, exclude: Sequence[str] = (), strict: bool = T
 
     Raises:
         ConfigError: It is offloaded already.
-        UnsupportedModelError: No sites, hooks on one, or experts that are not in RAM.
+        UnsupportedModelError: No sites, hooks on one, or experts on a device of no use.
     """
     if attachment_of(model) is not None:
         raise ConfigError(
@@ -66,15 +66,22 @@ def offload_model(model: nn.Module, survey: Survey, options: Any) -> Any:
             "weights count; name packs in OffloadConfig"
         )
     sites, in_ram = survey.sites, options.backing == "ram"
-    store = _memory_store(sites, options) if in_ram else _spill(sites, options)
-    session = open_session(store, options, sites)
-    attachment = Attachment(model, survey)
+    device = devices.device_of(model)
+    attachment = Attachment(model, survey, home=device)
+    move_parameters(sites, "cpu")
+    try:
+        store = _memory_store(sites, options) if in_ram else _spill(sites, options)
+        session = open_session(store, options, sites, device)
+    except BaseException:
+        move_parameters(sites, device)
+        raise
     try:
         attachment.swap_in(model)
         attachment.bind(model, session, holding="ram" if in_ram else "disk")
     except BaseException:
         attachment.swap_out(model)
         session.close()
+        move_parameters(sites, device)
         raise
     if not in_ram:
         for site in sites:
@@ -113,11 +120,7 @@ def _refuse_odd_storage(site: ExpertSite) -> None:
     for name in site.parameters.values():
         parameter = getattr(site.module, name)
         dtype_name(parameter.dtype)
-        if parameter.device.type != "cpu":
-            raise UnsupportedModelError(
-                f"{site.label}: got {name} on {parameter.device}, but this build of sluice keeps "
-                "its slots on the CPU; model.to('cpu') first"
-            )
+        devices.check_device(str(parameter.device), f"{site.label}.{name}")
         if not parameter.is_contiguous():
             raise UnsupportedModelError(
                 f"{site.label}: got {name} with strides {parameter.stride()}, expected contiguous "

@@ -21,7 +21,7 @@ from transformers.quantizers import (  # documented names; the package says so a
 )
 
 from sluice.errors import ConfigError, UnsupportedModelError
-from sluice.hf import compat, describe, layout
+from sluice.hf import compat, describe, devices, layout
 from sluice.hf.attachment import Attachment
 from sluice.hf.binding import open_session
 from sluice.hf.checkpoint.open import open_experts
@@ -52,19 +52,22 @@ class OffloadHfQuantizer(HfQuantizer):
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Refuses devices that this build cannot compute on."""
         compat.version()
-        check_device_map(device_map)
+        devices.check_device_map(device_map)
 
     def adjust_max_memory(self, max_memory: dict[str, Any]) -> dict[str, Any]:
         """What `device_map="auto"` may give to the rest of the model: the slots are taken off."""
         if self._plan is None:
             return max_memory
         left = dict(max_memory)
-        if isinstance(left.get("cpu"), int | float):
+        # Where the slots will be: on the one GPU that may be used, else in RAM.
+        gpus = [key for key in left if key not in ("cpu", "disk")]
+        place = gpus[0] if len(gpus) == 1 else "cpu"
+        if isinstance(left.get(place), int | float):
             everything = sum(
                 p.site.num_experts * layout.slot_bytes(p.site, p.stored) for p in self._plan.sites
             )
             slots = min(self._config.options.budget_bytes(everything), everything)
-            left["cpu"] = max(0, left["cpu"] - slots)
+            left[place] = max(0, left[place] - slots)
         return left
 
     def _process_model_before_weight_loading(
@@ -99,9 +102,9 @@ class OffloadHfQuantizer(HfQuantizer):
                     f"{site.label}: got {type(model.get_submodule(site.name)).__name__} in its "
                     "place after loading, expected OffloadedExperts; another quantizer replaced it"
                 )
-        check_devices(model)
+        device = devices.device_of(model)
         store = open_experts(plan, self._config.options)
-        session = open_session(store, self._config.options, attachment.sites)
+        session = open_session(store, self._config.options, attachment.sites, device)
         compat.forget_quantizer(model, self)
         attachment.bind(model, session, holding="checkpoint")
         experts = sum(site.num_experts for site in attachment.sites)
@@ -132,33 +135,6 @@ class OffloadHfQuantizer(HfQuantizer):
 
 register_quantization_config(METHOD)(OffloadConfig)
 register_quantizer(METHOD)(OffloadHfQuantizer)
-
-
-def check_device_map(device_map: Any) -> None:
-    """Refuses a map that names an accelerator, before anything is loaded."""
-    values = device_map.values() if isinstance(device_map, dict) else [device_map]
-    for value in values:
-        text = f"cuda:{value}" if isinstance(value, int) else str(value)
-        if text.startswith(("cuda", "mps", "xpu")):
-            raise UnsupportedModelError(
-                f"device_map: got {text}, but this build of sluice keeps its slots on the CPU; use "
-                "device_map='cpu'"
-            )
-        if text == "disk":
-            _log.warning(
-                "device_map: 'disk' is left to accelerate; sluice moves experts only, whatever the "
-                "map says of them"
-            )
-
-
-def check_devices(model: Any) -> None:
-    """Refuses a model that landed on an accelerator ("auto" on a machine with one)."""
-    for device in {parameter.device for parameter in model.parameters()}:
-        if device.type not in ("cpu", "meta"):
-            raise UnsupportedModelError(
-                f"{type(model).__name__}: got parameters on {device}, but this build of sluice "
-                "keeps its slots on the CPU; load the model with device_map='cpu'"
-            )
 
 
 def _unexpected_patterns(model: Any, sites: Sequence[ExpertSite]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from sluice.errors import CapacityError, ConfigError
 from sluice.hf import layout
 from sluice.hf.attachment import Attachment, attachment_of
+from sluice.hf.site import ExpertSite
 from sluice.memory import available_bytes
 from sluice.progress import Progress
 from sluice.text import format_bytes
@@ -32,6 +34,16 @@ def restore_model(model: nn.Module) -> None:
         _fill(attachment)
     attachment.swap_out(model)
     attachment.session.close()
+    move_parameters(attachment.sites, attachment.home)
+
+
+def move_parameters(sites: Sequence[ExpertSite], device: str) -> None:
+    """Puts the experts of the original modules on a device, layer by layer."""
+    for site in sites:
+        for name in site.parameters.values():
+            held: Any = getattr(site.module, name)
+            if held.device.type != "meta" and str(held.device) != device:
+                held.data = held.data.to(device)
 
 
 def _fill(attachment: Attachment) -> None:

@@ -293,7 +293,7 @@ def test_from_pretrained_takes_every_form_of_settings(saved: Callable[..., Path]
 def test_accelerators_are_refused_before_anything_is_loaded(
     saved: Callable[..., Path], device_map: Any
 ) -> None:
-    from sluice.hf.quantizer import check_device_map
+    from sluice.hf.devices import check_device_map
 
     with pytest.raises(UnsupportedModelError, match="device_map='cpu'"):
         check_device_map(device_map)

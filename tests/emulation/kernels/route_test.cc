@@ -128,6 +128,14 @@ TEST(Route, PassesOverLargeBatchesAndManyExperts) {
       check_against_grouping(draw_entries(64, 8, 4096, DType::kF32, random), {}));
 }
 
+TEST(Route, TakesAMillionEntriesInTheLongRun) {
+  if (num_seeds() == 1) GTEST_SKIP() << "SLUICE_TEST_SEEDS is 1";
+  std::mt19937 random(34);
+  Schedule{}.set_up();
+  ASSERT_NO_FATAL_FAILURE(
+      check_against_grouping(draw_entries(1 << 17, 8, 384, DType::kBF16, random), {}));
+}
+
 TEST(Route, ExpertsAtTheEdgesOfAPassAreInOne) {
   std::mt19937 random(33);
   Schedule{.order = simt::Order::kRandom}.set_up();

@@ -96,12 +96,14 @@ class CudaCopyLink final : public CopyLink {
       const Next next = take(copy);
       if (next == Next::kClosed) return;
       if (next == Next::kChunk) enqueue(copy);
+      if (failure_) continue;
       try {
         retire_passed();
-      } catch (...) {  // what it copies is not known any more: nothing is retired, nobody waits
-        for (const Copying& each : copying_) device_.release(each.done);
+      } catch (...) {
+        // What is being copied is not known any more: nothing is retired, no buffer used again.
+        failure_ = std::current_exception();
         copying_.clear();
-        broken_(std::current_exception());
+        broken_(failure_);
       }
     }
   }
@@ -110,6 +112,7 @@ class CudaCopyLink final : public CopyLink {
     std::exception_ptr error;
     Copying copying{.token = copy.token};
     try {
+      if (failure_) std::rethrow_exception(failure_);
       const StreamHandle stream = device_.copy_stream();
       const std::size_t offset = static_cast<std::size_t>(copy.chunk) * chunk_bytes_;
       const std::byte* source = copy.source + offset;
@@ -167,6 +170,7 @@ class CudaCopyLink final : public CopyLink {
   // Of the link's thread.
   std::array<DeviceBuffer, kDepth> staging_;
   std::vector<Copying> copying_;  // oldest first, as the stream copies them
+  std::exception_ptr failure_;    // of the device: every later chunk's error
 
   Mutex mu_;
   CondVar changed_;

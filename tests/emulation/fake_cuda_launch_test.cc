@@ -106,6 +106,9 @@ TEST_F(FakeCudaLaunch, AKernelMayNotTouchAnotherDevicesMemory) {
   float* const here = filled(kCount, 1.0f);
   EXPECT_CUDA(cudaSetDevice(1));
   float* const there = device(kCount);
+  float* const its_own = filled(kCount, 1.0f);
+  EXPECT_CUDA(planted::launch_add_one({its_own, there, kCount}, true, nullptr));
+  EXPECT_CUDA(cudaDeviceSynchronize());
   EXPECT_CUDA(planted::launch_add_one({here, there, kCount}, true, nullptr));
   EXPECT_REFUSED(cudaDeviceSynchronize(), cudaErrorIllegalAddress, "cuda:0 allocation 1");
   EXPECT_NE(last_failure().find("add_one block"), std::string::npos) << last_failure();

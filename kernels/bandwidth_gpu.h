@@ -20,4 +20,9 @@ namespace sluice {
 void launch_read_bandwidth(const void* data, std::size_t bytes, std::uint32_t* sums,
                            const GpuTraits& gpu, StreamHandle stream);
 
+/// Starts a kernel that does nothing: what a launch takes besides its work.
+///
+/// Errors: DeviceError naming the kernel.
+void launch_nothing(StreamHandle stream);
+
 }  // namespace sluice

@@ -13,4 +13,5 @@ PYBIND11_MODULE(_core, m) {
   b::bind_session(m);
   b::bind_torch(m);
   b::bind_kernels(m);
+  b::bind_device_bandwidth(m);
 }

@@ -128,4 +128,14 @@ class Device {
 /// How many CUDA devices this process sees; 0 in a build without CUDA and without a driver.
 [[nodiscard]] int num_cuda_devices() noexcept;
 
+/// What the CUDA runtime tells of a device without a context on it, which would take its memory.
+struct CudaDeviceFacts {
+  std::string pci_address;     ///< as sysfs spells it: "0000:3b:00.0"
+  int compute_capability = 0;  ///< major · 10 + minor
+  int num_multiprocessors = 0;
+  int driver_cuda_version = 0;  ///< the newest CUDA of the driver: major · 1000 + minor · 10
+};
+/// Errors: DeviceError as `make_cuda_device`.
+[[nodiscard]] CudaDeviceFacts cuda_device_facts(int ordinal);
+
 }  // namespace sluice

@@ -1,5 +1,6 @@
 #include <cuda_runtime_api.h>
 
+#include <cstdio>
 #include <exception>
 #include <string>
 #include <utility>
@@ -277,6 +278,33 @@ class CudaDevice final : public Device {
 
 std::unique_ptr<Device> make_cuda_device(int ordinal) {
   return std::make_unique<CudaDevice>(ordinal);
+}
+
+CudaDeviceFacts cuda_device_facts(int ordinal) {
+  const auto check = [&](const char* call, cudaError_t code) {
+    if (code == cudaSuccess) return;
+    (void)cudaGetLastError();
+    throw DeviceError(std::string(call) + " of cuda:" + std::to_string(ordinal) + ": got " +
+                      describe(code) + ", expected one of the " +
+                      std::to_string(num_cuda_devices()) + " CUDA devices; see nvidia-smi");
+  };
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, which, ordinal));
+    return value;
+  };
+  // Function 0: what a GPU computes with; its sound is function 1.
+  char address[32] = {};
+  (void)std::snprintf(address, sizeof(address), "%04x:%02x:%02x.0",
+                      static_cast<unsigned>(attribute(cudaDevAttrPciDomainId)),
+                      static_cast<unsigned>(attribute(cudaDevAttrPciBusId)),
+                      static_cast<unsigned>(attribute(cudaDevAttrPciDeviceId)));
+  CudaDeviceFacts facts{.pci_address = address};
+  facts.compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                             attribute(cudaDevAttrComputeCapabilityMinor);
+  facts.num_multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  check("cudaDriverGetVersion", cudaDriverGetVersion(&facts.driver_cuda_version));
+  return facts;
 }
 
 int num_cuda_devices() noexcept {

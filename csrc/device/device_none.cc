@@ -11,6 +11,12 @@ std::unique_ptr<Device> make_cuda_device(int ordinal) {
                     "or build sluice where nvcc is found");
 }
 
+CudaDeviceFacts cuda_device_facts(int ordinal) {
+  throw DeviceError("device cuda:" + std::to_string(ordinal) +
+                    ": got a build without CUDA, expected one with it; build sluice where nvcc is "
+                    "found");
+}
+
 int num_cuda_devices() noexcept { return 0; }
 
 }  // namespace sluice

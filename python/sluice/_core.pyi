@@ -26,6 +26,10 @@ def build_info() -> dict[str, Any]:
 def num_cuda_devices() -> int:
     """0 in a build without CUDA and without a driver."""
 
+def cuda_device_facts(ordinal: int) -> dict[str, Any]:
+    """pci_address, compute_capability (major · 10 + minor), num_multiprocessors,
+    driver_cuda_version (1000 · major + 10 · minor); no context is made. Errors: DeviceError."""
+
 def has_host_tier(device: str) -> bool:
     """Whether a session on this torch device ("cpu", "cuda:N") has memory of its own for slots."""
 
@@ -264,3 +268,22 @@ def disk_bandwidth_extents(
     path: str, extents: Sequence[tuple[int, int]], chunk_bytes: int, threads: int
 ) -> float:
     """The same over many ranges (offset, nbytes), in their order."""
+
+def measure_device(
+    device: str,
+    *,
+    copy_bytes: Sequence[int],
+    copy_total_bytes: int,
+    depths: Sequence[int],
+    read_bytes: int,
+    host_bytes: int,
+    pin_bytes: int,
+    repeats: int,
+) -> dict[str, Any]:
+    """What the link, the memory and the launches of "cuda:N" take, with bytes in RAM beside them.
+
+    → device, copies [{direction ("to device" | "to host"), memory ("pinned" | "pageable"), depth,
+    bytes, seconds (of one copy)}], memory_bytes_per_s, read_bytes, launch_s, round_trip_s,
+    pin_bytes_per_s, staging_bytes_per_s, host_bytes_per_s, host_beside_copies_bytes_per_s,
+    link_beside_reads_bytes_per_s. Errors: ConfigError for another name or a size of 0; DeviceError
+    without such a device; CapacityError."""

@@ -113,6 +113,9 @@ bool find_attribute(const DeviceModel& model, cudaDeviceAttr attribute, int* val
     case cudaDevAttrCanUseHostPointerForRegisteredMem:
       *value = 1;
       return true;
+    case cudaDevAttrPciDomainId:
+    case cudaDevAttrPciBusId:
+    case cudaDevAttrPciDeviceId:
     case cudaDevAttrIntegrated:
     case cudaDevAttrPageableMemoryAccess:
     case cudaDevAttrHostRegisterReadOnlySupported:

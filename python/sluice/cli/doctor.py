@@ -19,8 +19,9 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = verbs.add_parser(
         "doctor",
         help="measure this machine, name each problem with a line of advice",
-        description="Measures memory and disk in a few seconds (--full: at most a minute), looks "
-        "at what is installed, and names each problem with a line of advice. With PACK it reads "
+        description="Measures memory, disk and the first GPU (link both ways, memory, launches, "
+        "pinning) in a few seconds (--full: at most a minute), looks at what is installed, and "
+        "names each problem with a line of advice. With PACK it reads "
         "a pack and compares every checksum. With --clean it lists what sluice wrote and removes "
         "it once you agree.",
     )
@@ -71,10 +72,11 @@ def _examine(*, full: bool) -> Outcome:
         "constants_file": str(stored),
         "findings": [finding.to_dict() for finding in findings],
     }
-    return Outcome(payload, _text(machine, constants, findings))
+    return Outcome(payload, text_of(machine, constants, findings))
 
 
-def _text(machine: Any, constants: Any, findings: list[Any]) -> str:
+def text_of(machine: Any, constants: Any, findings: list[Any]) -> str:
+    """What was found, for people."""
     limit = machine.cgroup_limit_bytes
     facts = [
         ("CPU", f"{machine.cpu}, {machine.cores} cores, {machine.isa} kernels"),
@@ -84,7 +86,7 @@ def _text(machine: Any, constants: Any, findings: list[Any]) -> str:
         ),
         ("memory limit", format_bytes(limit) if limit is not None else "none"),
         ("huge pages", machine.huge_pages),
-        ("memory read", f"{constants.memory_bytes_per_s / 1e9:.1f} GB/s"),
+        ("memory read", _rate(constants.memory_bytes_per_s)),
         (
             "cache folder",
             f"{machine.folder} ({machine.file_system}), "
@@ -95,6 +97,7 @@ def _text(machine: Any, constants: Any, findings: list[Any]) -> str:
             (f"disk read {name}", f"{rate / 1e9:.2f} GB/s (threads x bytes of a read)")
             for name, rate in constants.disk_bytes_per_s.items()
         ),
+        *_gpu_facts(machine, constants.device),
         ("installed", ", ".join(f"{name} {text}" for name, text in machine.versions.items())),
         ("torch op", "built in" if machine.ops else "in Python"),
     ]
@@ -108,6 +111,54 @@ def _text(machine: Any, constants: Any, findings: list[Any]) -> str:
     lines.append(f"problems: {problems}, notes: {len(findings) - problems}; measured in "
                  f"{constants.seconds:.1f} s")  # fmt: skip
     return "\n".join(lines)
+
+
+def _gpu_facts(machine: Any, device: Any) -> list[tuple[str, str]]:
+    """What was read and measured of the first GPU, or why there is none."""
+    gpu = machine.gpu
+    if gpu is None:
+        why = "sluice was built without CUDA" if machine.cuda == "none" else "the driver shows none"
+        return [("GPU", f"no CUDA device ({why})")]
+    lanes = "PCIe lanes not readable"
+    if gpu.link_width is not None:
+        lanes = f"PCIe x{gpu.link_width} of x{gpu.link_width_max or '?'}"
+        lanes += f" at up to {gpu.link_speed_max}" if gpu.link_speed_max else ""
+    facts = [
+        ("GPU", f"{gpu.name} ({gpu.device} of {gpu.count}), driver {gpu.driver}, {lanes}"),
+    ]
+    if device is None:
+        return facts
+    facts += [
+        ("GPU memory read", _rate(device.memory_bytes_per_s)),
+        (
+            "link to device",
+            f"{_rate(device.link_bytes_per_s)} by 4 MiB from pinned memory; a copy takes "
+            f"{device.link_latency_s * 1e6:.1f} us more alone, "
+            f"{device.link_queued_latency_s * 1e6:.1f} us queued",
+        ),
+        ("link to host", _rate(device.back_bytes_per_s)),
+        ("link, pageable", _rate(device.pageable_bytes_per_s)),
+        (
+            "launch, round trip",
+            f"{device.launch_s * 1e6:.1f} us, {device.round_trip_s * 1e6:.1f} us",
+        ),
+        ("pinning", _rate(device.pin_bytes_per_s)),
+        ("staging", f"{_rate(device.staging_bytes_per_s)} a thread"),
+        (
+            "RAM beside copies",
+            f"{_rate(device.host_beside_copies_bytes_per_s)} read and "
+            f"{_rate(device.link_beside_reads_bytes_per_s)} copied at once; "
+            f"{_rate(device.host_bytes_per_s)} read alone",
+        ),
+    ]
+    for name, rates in device.copies_bytes_per_s.items():
+        sizes = ", ".join(f"{size} {rate / 1e9:.1f}" for size, rate in rates.items())
+        facts.append(("copies, GB/s", f"{name}: {sizes}"))
+    return facts
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e9:.1f} GB/s"
 
 
 def _clean(*, yes: bool, ask: bool) -> Outcome:

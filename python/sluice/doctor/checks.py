@@ -173,6 +173,20 @@ def _cpu(machine: Machine) -> Iterator[Finding]:
         )
 
 
+def _gpu(machine: Machine) -> Iterator[Finding]:
+    gpu = machine.gpu
+    if gpu is None or gpu.link_width is None or gpu.link_width_max is None:
+        return
+    if gpu.link_width < gpu.link_width_max:
+        yield Finding(
+            "narrow-link",
+            "problem",
+            f"{gpu.name} runs on x{gpu.link_width} of its x{gpu.link_width_max} PCIe lanes",
+            "move the card to a full slot, or look for what shares its lanes: every missed expert "
+            "comes over them",
+        )
+
+
 _CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _transformers,
     _torch,
@@ -180,4 +194,5 @@ _CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _disk,
     _memory,
     _cpu,
+    _gpu,
 )

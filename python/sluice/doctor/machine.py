@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice import _core
+from sluice.doctor.gpu import Gpu, find_gpu
 from sluice.memory import cgroup_limit, meminfo, read_text
 
 _BLOCK_BYTES = 4096
@@ -38,6 +39,8 @@ class Machine:
         ops: Whether the torch op was built in (else Python stands in for it).
         versions: python, kernel, sluice and of torch, transformers, accelerate, safetensors what
             is installed.
+        gpu: The first GPU; None without one.
+        cuda: What this build has of CUDA: "none", "runtime", or "emulated" in tests.
     """
 
     cpu: str
@@ -53,6 +56,8 @@ class Machine:
     direct_reads: bool
     ops: bool
     versions: dict[str, str]
+    gpu: Gpu | None = None
+    cuda: str = "none"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON spells it."""
@@ -61,12 +66,14 @@ class Machine:
 
 def identity_of(folder: Path) -> dict[str, str | int]:
     """What measured constants belong to: other values, other constants. Writes nothing."""
+    gpu = find_gpu()
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "file_system": _file_system(folder),
         "device": folder.stat().st_dev,
+        **(gpu.identity() if gpu is not None else {}),
     }
 
 
@@ -88,6 +95,8 @@ def look(folder: Path) -> Machine:
         direct_reads=_direct_reads(folder),
         ops=importlib.util.find_spec("sluice._ops") is not None,
         versions=_versions(),
+        gpu=find_gpu(),
+        cuda=str(_core.build_info()["cuda"]),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sluice import _core
+from sluice.doctor.device import DeviceConstants, measure_device
 from sluice.doctor.machine import Machine, identity_of
 from sluice.errors import IoError
 
@@ -31,11 +32,13 @@ class Constants:
         memory_bytes_per_s: Read loop over memory, all threads.
         disk_bytes_per_s: O_DIRECT reads by "<threads>x<chunk MiB>MiB", such as "4x1MiB".
         seconds: How long measuring took.
+        device: The first GPU's figures; None on a machine without one.
     """
 
     memory_bytes_per_s: float
     disk_bytes_per_s: dict[str, float]
     seconds: float
+    device: DeviceConstants | None = None
 
     @property
     def best_disk_bytes_per_s(self) -> float:
@@ -50,14 +53,16 @@ class Constants:
 def measure(
     machine: Machine, *, full: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> Constants:
-    """Measures memory and disk; a few seconds, with `full` at most a minute.
+    """Measures memory, disk and the first GPU; a few seconds, with `full` at most a minute.
 
     Raises:
         IoError: The folder's disk has no room for the file that is read.
+        DeviceError: A call of the GPU failed.
+        CapacityError: The GPU's memory or the RAM has no room for the probes.
     """
     begin_s = time.monotonic()
     threads = (1, 4, 16) if full else (1, 4)
-    steps = 2 + len(threads) * 2
+    steps = 2 + len(threads) * 2 + (machine.gpu is not None)
     done = 0
 
     def advance() -> None:
@@ -86,7 +91,11 @@ def measure(
                     advance()
         finally:
             os.unlink(path)
-    return Constants(memory, disk, time.monotonic() - begin_s)
+    device: DeviceConstants | None = None
+    if machine.gpu is not None:
+        device = measure_device(machine.gpu.device, machine.gpu.name, full=full)
+        advance()
+    return Constants(memory, disk, time.monotonic() - begin_s, device)
 
 
 def store_constants(folder: Path, constants: Constants) -> Path:
@@ -105,7 +114,9 @@ def load_constants(folder: Path) -> Constants | None:
         record = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         if record["identity"] != identity_of(folder):
             return None
-        return Constants(**record["constants"])
+        fields = record["constants"]
+        device = fields.pop("device", None)
+        return Constants(**fields, device=None if device is None else DeviceConstants(**device))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

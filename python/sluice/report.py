@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sluice.stats import Stats
 from sluice.text import format_bytes
+
+if TYPE_CHECKING:
+    from sluice.limit import Limit
 
 
 def report_text(stats: Stats, classes: Sequence[dict[str, Any]], source: str, policy: str) -> str:
@@ -50,14 +53,63 @@ def report_text(stats: Stats, classes: Sequence[dict[str, Any]], source: str, po
     return "\n".join(lines)
 
 
+def phase_text(name: str, spent: Stats, limit: Limit, seconds: float, num_tokens: int) -> str:
+    """What tokens beside a GPU took: speed, limit, bytes by reason, what is left to explain.
+
+    Args:
+        name: Of the phase: "decode". Figures behind it are per token.
+        spent: What happened in it.
+        limit: Its limit, of a session whose slots are a GPU's memory.
+        seconds: What it took.
+        num_tokens: How many tokens.
+    """
+    assert limit.h2d_s is not None, "a limit of a session whose slots are RAM"
+
+    def ms(total_s: float) -> str:
+        return f"{total_s / num_tokens * 1e3:.3g}"
+
+    def gb(total_bytes: float) -> str:
+        return f"{total_bytes / num_tokens / 1e9:.2g}"
+
+    achieved = limit.seconds / seconds
+    reasons = ", ".join(f"{why} {gb(count)}" for why, count in spent.read_by_reason.items())
+    known = f"{limit.hand_offs / num_tokens:.3g} hand-offs x {limit.hand_off_s * 1e6:.1f} us"
+    speed = (
+        f"{name} {num_tokens} tok",
+        f"{num_tokens / seconds:.3g} tok/s",
+        f"{ms(seconds)} ms/tok",
+        f"limit {ms(limit.seconds)} ms (h2d {ms(limit.h2d_s)}, disk {ms(limit.disk_s)}, "
+        f"experts {ms(limit.experts_s)}, dense {ms(limit.dense_s)})",
+        f"achieved {achieved:.2f}" + (", run `sluice doctor` again" if achieved > 1 else ""),
+        f"bound: {limit.bound}",
+    )
+    moved = (
+        f"hits {100 * spent.hit_rate:.1f} %",
+        f"h2d {gb(spent.bytes_read)} GB @ {limit.h2d_bytes_per_s / 1e9:.1f} GB/s ({reasons})",
+        f"disk {gb(spent.store_bytes_read)} GB",
+    )
+    rest = (
+        f"wasted hints {ms(limit.wasted_s)} ms",
+        f"known overhead {ms(limit.overhead_s)} ms ({known})",
+        f"unexplained {ms(limit.unexplained_s(seconds))} ms",
+        f"constants: {limit.constants}",
+    )
+    return "\n  ".join("   ".join(line) for line in (speed, moved, rest))
+
+
 def _read_text(stats: Stats) -> str:
     reasons = [
         f"{why} {format_bytes(count)}" for why, count in stats.read_by_reason.items() if count
     ]
-    text = f"read {format_bytes(stats.bytes_read)}"
+    text = f"{_over_link(stats)} {format_bytes(stats.bytes_read)}"
     if reasons:
         text += f" ({', '.join(reasons)})"
     if stats.bytes_read_demand and stats.demand_s > 0:
         rate = stats.bytes_read_demand / stats.demand_s / 1e9
         text += f", {rate:.2f} GB/s while demands were in flight"
     return text
+
+
+def _over_link(stats: Stats) -> str:
+    """Where `bytes_read` came from: beside a GPU it counts what its link carried."""
+    return "over the link" if stats.host_tier_bytes or stats.store_bytes_read else "read"

@@ -12,6 +12,7 @@ from sluice.errors import ConfigError
 from sluice.folders import cache_folder
 from sluice.limit import limit_of
 from sluice.progress import Progress
+from sluice.report import phase_text
 from sluice.text import format_bytes
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> Outcome:
             text, new_tokens = _continue(model, load_tokenizer(folder), args, watch)
         if args.timeline:
             session.timeline(args.timeline)
+        beside_gpu = ""
         constants = doctor.load_constants(cache_folder())
         payload: dict[str, Any] = {"text": text, "new_tokens": new_tokens} | _phases(
             watch, new_tokens
@@ -92,9 +94,14 @@ def run(args: argparse.Namespace) -> Outcome:
         if constants is not None and new_tokens > 1:
             (begin_s, begin), (end_s, end) = watch.marks[1:]
             limit = limit_of(session, end - begin, constants, dense_bytes_of(model))
-            payload["decode"] |= limit.to_dict(end_s - begin_s)
+            if limit is not None:
+                payload["decode"] |= limit.to_dict(end_s - begin_s)
+            if limit is not None and limit.h2d_s is not None:
+                beside_gpu = phase_text(
+                    "decode", end - begin, limit, end_s - begin_s, new_tokens - 1
+                )
         payload["stats"] = session.stats().to_dict()
-    return Outcome(payload, _text(payload))
+    return Outcome(payload, _text(payload, beside_gpu))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -131,8 +138,8 @@ def _phases(watch: _Watch, new_tokens: int) -> dict[str, Any]:
     return phases
 
 
-def _text(payload: dict[str, Any]) -> str:
-    """The text, then its cost in a few lines."""
+def _text(payload: dict[str, Any], beside_gpu: str) -> str:
+    """The text, then its cost in a few lines; `beside_gpu` takes the place of the CPU's limit."""
     prompt, decode, stats = payload["prompt"], payload["decode"], payload["stats"]
     lines = [payload["text"], ""]
     for name, phase in (("prompt", prompt), ("decode", decode)):
@@ -143,7 +150,9 @@ def _text(payload: dict[str, Any]) -> str:
             + f", hits {phase['hit_rate']:.1%}, {format_bytes(phase['bytes_read'])} read, "
             f"{phase['stall_s']:.2f} s stalled"
         )
-    if "achieved" in decode:
+    if beside_gpu:
+        lines.append(beside_gpu)
+    elif "achieved" in decode:
         lines.append(
             f"limit of decoding {decode['limit_s']:.3f} s (disk {decode['disk_s']:.3f}, experts in "
             f"memory {decode['experts_s']:.3f}, dense {decode['dense_s']:.3f}), achieved "

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sluice.cli.common import Outcome, add_budget
+from sluice.config import HOST_SHARE_PERCENT
 from sluice.errors import ConfigError
 from sluice.folders import cache_folder
-from sluice.limit import Limit
+from sluice.limit import (
+    REFERENCE_MACHINES,
+    Limit,
+    MachinePrediction,
+    device_rates,
+    predict,
+    prediction_text,
+)
+from sluice.memory import available_bytes
 from sluice.plan import ModelPlan, plan_model, table_of
 from sluice.text import format_bytes
 
@@ -18,9 +28,11 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
     """Registers the verb."""
     parser: argparse.ArgumentParser = verbs.add_parser(
         "plan",
-        help="what a budget buys: slots, waves, bytes per token, disk",
+        help="what a budget buys: slots, waves, bytes per token, disk, limits",
         description="Builds the model of a config.json on the meta device (no weights are read), "
-        "finds its experts as a session would, and says what a budget buys.",
+        "finds its experts as a session would, and says what a budget buys: slots, bytes per "
+        "token, and the limit in tokens/s by the constants that `sluice doctor` measured; where "
+        "no GPU was measured, by those of two machines that are named as assumptions.",
     )
     parser.add_argument("model", metavar="MODEL_DIR_OR_CONFIG", help="a folder or a config.json")
     add_budget(parser, default=None, help_tail="without it a table of budgets")
@@ -30,16 +42,21 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Plans."""
-    plan = plan_path(args.model, args.device_memory)
+    plan, dense_bytes = plan_path(args.model, args.device_memory)
     from sluice import doctor
 
     constants = doctor.load_constants(cache_folder())
-    payload = plan.to_dict() | {"constants": constants.to_dict() if constants else None}
-    return Outcome(payload, text_of(plan, constants))
+    on_gpu = predictions(plan, dense_bytes, constants)
+    payload = plan.to_dict() | {
+        "dense_bytes": dense_bytes,
+        "constants": constants.to_dict() if constants else None,
+        "predictions": [found.to_dict() for found in on_gpu],
+    }
+    return Outcome(payload, text_of(plan, constants, on_gpu))
 
 
-def plan_path(model: str, device_memory: str | int | None) -> ModelPlan:
-    """Plans a folder or a config.json.
+def plan_path(model: str, device_memory: str | int | None) -> tuple[ModelPlan, int]:
+    """Plans a folder or a config.json; also the bytes that a token reads beside experts.
 
     Raises:
         ConfigError: There is neither, transformers is missing, or the budget is no size.
@@ -53,12 +70,33 @@ def plan_path(model: str, device_memory: str | int | None) -> ModelPlan:
             f"sluice plan: got {model!r}, expected a checkpoint folder or a config.json; "
             "nothing is downloaded"
         )
-    from sluice.hf.describe import describe_model
+    from sluice.hf.auto import dense_bytes_of
+    from sluice.hf.describe import build_on_meta, layers_of
+    from sluice.hf.detect import find_expert_sites
 
-    return plan_model(str(config), describe_model(config), device_memory)
+    built = build_on_meta(config)
+    sites = find_expert_sites(built)
+    experts = sum(p.numel() * p.element_size() for site in sites for p in site.module.parameters())
+    plan = plan_model(str(config), layers_of(built, sites), device_memory)
+    return plan, dense_bytes_of(built) - experts
 
 
-def text_of(plan: ModelPlan, constants: Any) -> str:
+def predictions(plan: ModelPlan, dense_bytes: int, constants: Any) -> list[MachinePrediction]:
+    """By this machine's GPU where doctor measured one, else by machines that are assumed.
+
+    Those hold every expert in RAM.
+    """
+    rates = None if constants is None else device_rates(constants)
+    if rates is not None:
+        host = min(plan.total_bytes, available_bytes() * HOST_SHARE_PERCENT // 100)
+        return [predict(plan, dense_bytes, rates, host_bytes=host, assumed=False)]
+    return [
+        predict(plan, dense_bytes, machine, host_bytes=plan.total_bytes, assumed=True)
+        for machine in REFERENCE_MACHINES
+    ]
+
+
+def text_of(plan: ModelPlan, constants: Any, on_gpu: Sequence[MachinePrediction]) -> str:
     """The plan for people."""
     first = plan.layers[0]
     experts = sum(layer.num_experts for layer in plan.layers)
@@ -86,6 +124,18 @@ def text_of(plan: ModelPlan, constants: Any) -> str:
             "works, slowly, and is counted as waves_at_decode"
         )
     lines.append(_limit(plan, constants))
+    for found in on_gpu:
+        lines += ["", prediction_text(found)]
+    lines += [
+        "",
+        "limits are bandwidths alone under uniform routing: real caches miss less, and launches, "
+        "hand-offs and Python come on top; h2d: the link to the GPU"
+        + (
+            "; on a machine with a GPU `sluice doctor` measures its own"
+            if any(found.assumed for found in on_gpu)
+            else ""
+        ),
+    ]
     return "\n".join(lines)
 
 

@@ -95,12 +95,24 @@ void record_shared_write(const Fiber& fiber, SharedCell& cell, unsigned mask, bo
   cell.write_was_atomic = atomic;
 }
 
-void check_shared(const SharedShadow& shadow, std::size_t size, const char* base, const char* p,
-                  std::size_t bytes, Access access) {
-  const Fiber& fiber = *current;
+// The usual case at once: bytes that lie inside an object and have been written.
+bool all_defined(const ByteState* states, std::size_t bytes) {
+  static_assert(static_cast<int>(ByteState::kDefined) == 1);
+  std::uint64_t word = 0;
+  for (; bytes >= 8; bytes -= 8, states += 8) {
+    std::memcpy(&word, states, 8);
+    if (word != 0x0101010101010101u) return false;
+  }
+  for (; bytes > 0; --bytes, ++states) {
+    if (*states != ByteState::kDefined) return false;
+  }
+  return true;
+}
+
+void check_bytes(const SharedShadow& shadow, std::size_t size, const char* base, const char* p,
+                 std::size_t bytes, Access access) {
   const auto offset = static_cast<std::size_t>(p - base);
-  const std::size_t end = offset + bytes;
-  for (std::size_t i = offset; i < end; ++i) {
+  for (std::size_t i = offset; i < offset + bytes; ++i) {
     if (i >= size || shadow.bytes[i] == ByteState::kGap) {
       fail([&] {
         return "out of bounds: this thread " + std::string(verb(access)) + std::to_string(bytes) +
@@ -113,6 +125,16 @@ void check_shared(const SharedShadow& shadow, std::size_t size, const char* base
       });
     }
     shadow.bytes[i] = ByteState::kDefined;
+  }
+}
+
+void check_shared(const SharedShadow& shadow, std::size_t size, const char* base, const char* p,
+                  std::size_t bytes, Access access) {
+  const Fiber& fiber = *current;
+  const auto offset = static_cast<std::size_t>(p - base);
+  const std::size_t end = offset + bytes;
+  if (end > size || !all_defined(shadow.bytes + offset, bytes)) {
+    check_bytes(shadow, size, base, p, bytes, access);
   }
   for (std::size_t first = offset; first < end;) {
     const std::size_t last = std::min(end, first / 4 * 4 + 4);

@@ -41,8 +41,6 @@ Outcome run(Fiber& fiber) {
   const Block& block = *fiber.block;
   running_thread_index = fiber.index;
   running_block_index = block.index;
-  running_block_dim = extent(block.grid->block);
-  running_grid_dim = extent(block.grid->grid);
   const bool was_spinning = fiber.state == State::kSpin;
   const std::uint64_t changes = block.grid->changes;
   fiber.state = State::kReady;
@@ -279,6 +277,8 @@ Grid::Step Grid::step() {
     }
     order_blocks(grid);
   }
+  running_block_dim = extent(grid.block);
+  running_grid_dim = extent(grid.grid);
   const DeviceWork work;  // faults of this thread are the kernel's now
   if (grid.live.empty()) start_batch(grid);
 

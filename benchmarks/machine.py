@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from sluice.doctor import find_gpu
 from sluice.folders import bench_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,15 +48,33 @@ def machine() -> dict[str, Any]:
         "llc_bytes": last_level_cache_bytes(),
         "ram_gib": round(memory_gib, 1),
         "kernel": platform.release().split("-")[0],
-        "gpu": None,
+        "gpu": gpu(),
         "file_system": file_system(bench_folder()),
     }
 
 
+def gpu() -> dict[str, Any] | None:
+    """The first GPU as the driver and the kernel report it; None without one."""
+    found = find_gpu()
+    if found is None:
+        return None
+    return {
+        "name": found.name,
+        "count": found.count,
+        "driver": found.driver,
+        "link_width": found.link_width,
+        "link_width_max": found.link_width_max,
+        "link_speed_max": found.link_speed_max,
+    }
+
+
 def slug(description: dict[str, Any]) -> str:
-    """A hardware name for the results folder, such as `amd-epyc-2c-24g`."""
+    """A hardware name for the results folder: `amd-epyc-2c-24g`, behind a GPU's name."""
     cpu = re.sub(r"\(.*?\)|CPU|Processor|@.*", " ", description["cpu"])
     words = "-".join(re.findall(r"[a-z0-9]+", cpu.lower())[:4])
+    if description["gpu"] is not None:
+        name = description["gpu"]["name"].lower()
+        words = "-".join([*re.findall(r"[a-z0-9]+", name)[:4], words])
     return f"{words}-{description['cores']}c-{round(description['ram_gib'])}g"
 
 

@@ -56,10 +56,25 @@ def figure(row: dict[str, Any]) -> str:
     return f"{middle} {unit} [{low}, {high}]"
 
 
+def beside_gpu(row: dict[str, Any]) -> bool:
+    """Whether `bytes_read` counts what a GPU's link carried, and `store_bytes_read` the disk."""
+    return "h2d_s" in row["limit"]
+
+
 def moved(row: dict[str, Any]) -> str:
     """Megabytes read from the disk per token, where the arm counts them."""
-    value = row["counters"].get("bytes_read")
+    value = row["counters"].get("store_bytes_read" if beside_gpu(row) else "bytes_read")
     return f"{value / 1e6:.0f}" if value is not None else "–"
+
+
+def over_link(row: dict[str, Any]) -> str:
+    """Megabytes that the link to the GPU carried per token."""
+    return f"{row['counters']['bytes_read'] / 1e6:.0f}" if beside_gpu(row) else "–"
+
+
+def bound(row: dict[str, Any]) -> str:
+    """The term that binds, where the limit has several."""
+    return row["limit"].get("bound", "–")
 
 
 def hit_rate(row: dict[str, Any]) -> str:
@@ -87,8 +102,10 @@ COLUMNS = {
     "median [p20, p80]": figure,
     "expert MB": granted,
     "disk MB/token": moved,
+    "link MB/token": over_link,
     "hits": hit_rate,
     "of limit": limit,
+    "bound": bound,
     "state": lambda r: r["state"],
     "n": lambda r: str(r["n"]),
 }

@@ -10,6 +10,7 @@ import torch
 import sluice
 from baselines import Arm, Sample, SluiceArm, make_arm
 from checkpoints import checkpoint
+from end_to_end.link_limit import LinkLimit, beside_gpu, probe
 from harness import alternate, logits_tolerance, row
 from routing import Routes, recorded, sticky
 from sluice import _core, reference
@@ -97,8 +98,13 @@ def measure(
     disks = {
         name: DemandReads(arm)
         for name, arm in arms.items()
-        if type(arm) is SluiceArm and arm.variant == "pack"  # not the LRU arm, which derives
+        if type(arm) is SluiceArm
+        and arm.variant == "pack"  # not the LRU arm, which derives
+        and not beside_gpu(arm)
     }
+    on_gpu = [name for name, arm in arms.items() if beside_gpu(arm)]
+    rates = probe() if on_gpu else None
+    links = {name: LinkLimit(arms[name], rates) for name in on_gpu if rates is not None}
 
     def timed(name: str) -> Any:
         def one(index: int) -> float:
@@ -107,6 +113,8 @@ def measure(
                 totals[name][key] = totals[name].get(key, 0) + number
             if name in disks:
                 disks[name].after(last[name])
+            if name in links:
+                links[name].after(last[name])
             return value
 
         return one
@@ -141,6 +149,8 @@ def measure(
                 counters={"per": "decoded token" if phase == "decode" else "prompt", **counters},
                 limit=disks[name].limit(statistics.median(samples), resident_s)
                 if name in disks
+                else links[name].limit()
+                if name in links
                 else {},
                 memory=arms[name].memory(),
                 data=data,

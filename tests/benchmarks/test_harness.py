@@ -1,16 +1,23 @@
 """The harness itself: stopping, comparing, replaying routes, reporting."""
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import compare
 import harness
+import machine
 import report
 import routing
 import stop
+from baselines import Sample
+from end_to_end import link_limit
+from sluice import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIOS = sorted((ROOT / "benchmarks" / "scenarios").glob("*.toml"))
@@ -98,3 +105,84 @@ def test_the_readme_shows_exactly_the_committed_rows() -> None:
     readme = (ROOT / "README.md").read_text()
     body = report.tables(ROOT / "benchmarks" / "results")
     assert report.rewrite(readme, body) == readme, "run: python benchmarks/report.py --write"
+
+
+class ArmBesideGpu:
+    """An arm whose model has one dense matrix and a session of two layers on "cuda:0"."""
+
+    def __init__(self) -> None:
+        self.model = torch.nn.Linear(10, 10, bias=False)
+        self.model.get_input_embeddings = lambda: None  # type: ignore[assignment]
+        self.model.get_output_embeddings = lambda: None  # type: ignore[assignment]
+        store = SimpleNamespace(num_layers=2, layer=lambda _: {"expert_bytes": 1000})
+        self.model.sluice = SimpleNamespace(device="cuda:0", store=store)  # type: ignore[assignment]
+
+
+def test_a_row_beside_a_gpu_says_per_token_what_binds_and_what_is_unexplained() -> None:
+    zero = {entry.name: 0.0 for entry in dataclasses.fields(doctor.DeviceConstants)}
+    rates = {"memory_bytes_per_s": 1e9, "link_bytes_per_s": 1e6, "round_trip_s": 1e-5}
+    named = {"name": "NVIDIA H200", "device": "cuda:0", "copies_bytes_per_s": {}}
+    device = doctor.DeviceConstants(**zero | rates | named)  # type: ignore[arg-type]
+    arm = ArmBesideGpu()
+    assert link_limit.beside_gpu(arm)  # type: ignore[arg-type]
+    link = link_limit.LinkLimit(arm, doctor.Constants(1e9, {"4x1MiB": 2e6}, 1.0, device))  # type: ignore[arg-type]
+    assert link.limit() == {}
+    counters = {"forwards": 8, "requests": 16, "bytes_read": 4000, "bytes_read_demand": 4000}
+    counters |= {"host_misses": 2, "store_bytes_read": 9000, "hit_rate": 0.5}
+    for _ in range(3):
+        link.after(Sample(1.0, [0.002] * 4, [], torch.empty(0), 0.0, counters))
+    fields = link.limit()
+    assert fields == {
+        "limit_s": pytest.approx(0.001 + 400 / 1e9),
+        "h2d_s": pytest.approx(0.001),
+        "disk_s": pytest.approx(500 / 2e6),
+        "experts_s": pytest.approx(4000 / 1e9),
+        "dense_s": pytest.approx(400 / 1e9),
+        "bound": "h2d",
+        "achieved": pytest.approx((0.001 + 400 / 1e9) / 0.002),
+        "wasted_hints_s": 0.0,
+        "hand_offs": pytest.approx(2.0),
+        "hand_off_s": 1e-5,
+        "overhead_s": pytest.approx(2e-5),
+        "unexplained_s": pytest.approx(0.001 - 400 / 1e9 - 2e-5),
+        "constants": "doctor, NVIDIA H200",
+        "h2d_bytes_per_s": 1e6,
+        "memory_bytes_per_s": 1e9,
+        "disk_bytes_per_s": 2e6,
+    }
+
+
+def test_a_prompt_beside_a_gpu_is_one_unit() -> None:
+    zero = {entry.name: 1.0 for entry in dataclasses.fields(doctor.DeviceConstants)}
+    named = {"name": "NVIDIA H200", "device": "cuda:0", "copies_bytes_per_s": {}}
+    device = doctor.DeviceConstants(**zero | named)  # type: ignore[arg-type]
+    link = link_limit.LinkLimit(ArmBesideGpu(), doctor.Constants(1.0, {}, 1.0, device))  # type: ignore[arg-type]
+    link.after(Sample(4.0, [], [], torch.empty(0), 0.0, {"forwards": 2, "bytes_read_demand": 10}))
+    assert link.limit()["h2d_s"] == 10.0
+    assert link.limit()["achieved"] == pytest.approx((10.0 + 400.0) / 4.0)
+
+
+def test_an_arm_without_a_gpu_has_no_link() -> None:
+    assert not link_limit.beside_gpu(SimpleNamespace(model=None))  # type: ignore[arg-type]
+    on_cpu = SimpleNamespace(model=SimpleNamespace(sluice=SimpleNamespace(device="cpu")))
+    assert not link_limit.beside_gpu(on_cpu)  # type: ignore[arg-type]
+
+
+def test_a_row_beside_a_gpu_shows_its_link_and_its_disk_apart() -> None:
+    counters = {"bytes_read": 3e6, "store_bytes_read": 1e6}
+    on_cpu = a_row(counters=counters, limit={"achieved": 0.5})
+    on_gpu = a_row(counters=counters, limit={"achieved": 0.5, "h2d_s": 1.0, "bound": "h2d"})
+    assert (report.moved(on_cpu), report.over_link(on_cpu), report.bound(on_cpu)) == ("3", "–", "–")
+    assert (report.moved(on_gpu), report.over_link(on_gpu), report.bound(on_gpu)) == (
+        "1",
+        "3",
+        "h2d",
+    )
+
+
+def test_results_of_a_gpu_have_a_folder_of_their_own() -> None:
+    cpu = {"cpu": "AMD EPYC 9654 Processor", "cores": 16, "ram_gib": 128.0, "gpu": None}
+    assert machine.slug(cpu) == "amd-epyc-9654-16c-128g"
+    assert machine.slug(cpu | {"gpu": {"name": "NVIDIA H200"}}) == (
+        "nvidia-h200-amd-epyc-9654-16c-128g"
+    )

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from sluice.limit import Limit
 
 
-def report_text(stats: Stats, classes: Sequence[dict[str, Any]], source: str, policy: str) -> str:
+def report_text(
+    stats: Stats,
+    classes: Sequence[dict[str, Any]],
+    source: str,
+    policy: str,
+    link_bytes_per_s: float = 0.0,
+) -> str:
     """Budget, slots, hits, bytes by reason, waiting, degradations and source.
 
     Args:
@@ -20,6 +26,7 @@ def report_text(stats: Stats, classes: Sequence[dict[str, Any]], source: str, po
         classes: The memory plan's size classes.
         source: Where the experts come from.
         policy: Who leaves the slots.
+        link_bytes_per_s: Beside a GPU, what doctor measured of its link; 0 where it has not.
     """
     slots = sum(entry["num_slots"] for entry in classes)
     experts = sum(entry["num_experts"] for entry in classes)
@@ -33,7 +40,7 @@ def report_text(stats: Stats, classes: Sequence[dict[str, Any]], source: str, po
         f"  {stats.tokens} tokens through {stats.forwards} layer calls in {stats.waves} waves",
         f"  {stats.requests} expert requests: {100 * stats.hit_rate:.1f} % hits, "
         f"{stats.late} late, {stats.misses} misses, {stats.evictions} evictions",
-        f"  {_read_text(stats)}",
+        f"  {_read_text(stats, link_bytes_per_s)}",
         f"  waited {stats.stall_s:.3f} s for experts, computed {stats.compute_s:.3f} s",
     ]
     if stats.host_tier_bytes:
@@ -97,7 +104,7 @@ def phase_text(name: str, spent: Stats, limit: Limit, seconds: float, num_tokens
     return "\n  ".join("   ".join(line) for line in (speed, moved, rest))
 
 
-def _read_text(stats: Stats) -> str:
+def _read_text(stats: Stats, link_bytes_per_s: float) -> str:
     reasons = [
         f"{why} {format_bytes(count)}" for why, count in stats.read_by_reason.items() if count
     ]
@@ -107,6 +114,9 @@ def _read_text(stats: Stats) -> str:
     if stats.bytes_read_demand and stats.demand_s > 0:
         rate = stats.bytes_read_demand / stats.demand_s / 1e9
         text += f", {rate:.2f} GB/s while demands were in flight"
+        if link_bytes_per_s:
+            share = rate * 1e9 / link_bytes_per_s
+            text += f", achieved {share:.2f} of the link's {link_bytes_per_s / 1e9:.1f}"
     return text
 
 

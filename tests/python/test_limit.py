@@ -10,7 +10,7 @@ import pytest
 from sluice import limit
 from sluice.doctor import Constants
 from sluice.limit import LayerWork, Limit, MoeModel, Rates, Terms
-from sluice.report import phase_text
+from sluice.report import phase_text, report_text
 from sluice.stats import Stats
 
 GB = 1e9
@@ -378,3 +378,13 @@ def test_a_phase_beside_a_gpu_is_told_with_its_limit_and_what_is_left_to_explain
     ]
     stale = phase_text("decode", spent, found, 5e-3 * tokens, tokens)
     assert "achieved 2.08, run `sluice doctor` again" in stale
+
+
+def test_a_report_beside_a_gpu_tells_the_links_share_and_one_on_the_cpu_none() -> None:
+    spent = Stats(bytes_read=4 << 30, bytes_read_demand=4 << 30, demand_s=0.1)
+    classes = [{"num_slots": 1, "num_experts": 2}]
+    on_cpu = report_text(spent, classes, "s", "lru")
+    assert "  read 4.0 GiB (demand 4.0 GiB), 42.95 GB/s while demands were in flight\n" in on_cpu
+    on_gpu = report_text(replace(spent, host_tier_bytes=1), classes, "s", "lru", 55 * GB)
+    assert "over the link 4.0 GiB (demand 4.0 GiB), 42.95 GB/s" in on_gpu
+    assert "achieved 0.78 of the link's 55.0" in on_gpu

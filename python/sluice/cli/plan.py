@@ -140,7 +140,7 @@ def text_of(plan: ModelPlan, constants: Any, on_gpu: Sequence[MachinePrediction]
 
 
 def _limit(plan: ModelPlan, constants: Any) -> str:
-    """The physical limit of each budget with this machine's measured constants."""
+    """The physical limit of each budget on this machine's CPU, with its measured constants."""
     if constants is None:
         return "run `sluice doctor` once and plan adds this machine's limit in tokens/s"
     disk, memory = constants.best_disk_bytes_per_s, constants.memory_bytes_per_s
@@ -151,6 +151,6 @@ def _limit(plan: ModelPlan, constants: Any) -> str:
         limit = Limit(disk_s=disk_s, experts_s=experts_s, dense_s=0.0)
         parts.append(f"{budget.label} {1 / limit.seconds:,.0f} tok/s")
     return (
-        f"limit by this machine's disk ({disk / 1e9:.2f} GB/s) and memory "
+        f"limit on the CPU by this machine's disk ({disk / 1e9:.2f} GB/s) and memory "
         f"({memory / 1e9:.1f} GB/s), experts alone, uniform routing: {', '.join(parts)}"
     )

@@ -70,8 +70,10 @@ Kernel memory_kernel(Bug bug) {
       return shared_kernel<Bug::kPastStaticShared>;
     case Bug::kPastDynamicShared:
       return shared_kernel<Bug::kPastDynamicShared>;
+#if defined(SLUICE_EMULATE)  // ptxas refuses it: nothing is left to find
     case Bug::kStaticSharedTooLarge:
       return shared_kernel<Bug::kStaticSharedTooLarge>;
+#endif
     case Bug::kStackOverflow:
       return recurse_kernel;
     case Bug::kNarrowedMisalignedLoad:

@@ -5,9 +5,12 @@
 
 #include <cuda_bf16.h>
 
+#include <cstddef>
 #include <cstdint>
 
+#if defined(SLUICE_EMULATE)  // nvcc compiles the same kernels for compute-sanitizer (tests/gpu)
 #include "tests/emulation/simt.h"
+#endif
 
 namespace simt::planted {
 
@@ -36,6 +39,12 @@ enum class Bug {
   kPlainCounter,
   kNoFence,
   kFenceBeforeTheBarrier,
+  // races.cu
+  kAnotherWarpHasRead,
+  kAnotherLaneHasRead,
+  kPlainReadBesideAtomics,
+  kNoBarrierBeforeRefill,
+  kWaitsForTooFew,
   // memory.cu
   kPastStaticShared,
   kPastDynamicShared,
@@ -78,6 +87,14 @@ using Kernel = void (*)(Buffers);
 [[nodiscard]] Kernel warp_kernel(Bug bug);
 /// The last of six blocks adds up what all have written to `scratch`.
 [[nodiscard]] Kernel last_block_kernel(Bug bug);
+/// Many threads and one word of shared memory. One block of 64.
+[[nodiscard]] Kernel race_kernel(Bug bug);
+/// A double buffer of cp.async. One block of 64.
+[[nodiscard]] Kernel stages_kernel(Bug bug);
+/// Right: halves of warps that synchronise apart. One block of 64.
+[[nodiscard]] Kernel half_warps_kernel();
+/// Two blocks, one of which writes (the same values) to what the other reads.
+[[nodiscard]] Kernel write_after_foreign_read_kernel();
 /// Shared memory (256 bytes dynamic), stack and alignment. One block of 64.
 [[nodiscard]] Kernel memory_kernel(Bug bug);
 /// Reads `in` and nothing else: the caller plants where that points.

@@ -70,6 +70,14 @@ std::string last_block() {
   return run_mechanism(last_block_kernel(kBug), Input::kDefined, 6);
 }
 template <Bug kBug>
+std::string race() {
+  return run_mechanism(race_kernel(kBug));
+}
+template <Bug kBug>
+std::string stages() {
+  return run_mechanism(stages_kernel(kBug));
+}
+template <Bug kBug>
 std::string memory() {
   return run_mechanism(memory_kernel(kBug));
 }
@@ -82,6 +90,10 @@ std::string writing() {
   return run_writing(kTarget);
 }
 std::string waiting() { return run_mechanism(waiting_kernel()); }
+std::string half_warps() { return run_mechanism(half_warps_kernel()); }
+std::string write_after_foreign_read() {
+  return run_mechanism(write_after_foreign_read_kernel(), Input::kDefined, 2);
+}
 std::string unordered() { return run_mechanism(unordered_blocks_kernel(), Input::kDefined, 2); }
 
 const Planted kPlanted[] = {
@@ -147,6 +159,24 @@ const Planted kPlanted[] = {
      unordered,
      {"-", "wrong result", "wrong result", "-"},
      "global memory race|uninitialised memory"},
+    {"WriteAfterForeignRead", write_after_foreign_read, "-",
+     "global memory race: .*block [01] has (read|written) it"},
+    {"AnotherWarpHasRead",
+     race<Bug::kAnotherWarpHasRead>,
+     "-",
+     {"shared memory race: this thread writes shared word.0 .*warp 0 has read it",
+      "shared memory race", "shared memory race", "shared memory race"}},
+    {"AnotherLaneHasRead", race<Bug::kAnotherLaneHasRead>, "-",
+     "shared memory race: this thread writes shared word.0 .*(thread [0-9]+|another lane of warp "
+     "0) has read it"},
+    {"PlainReadBesideAtomics", race<Bug::kPlainReadBesideAtomics>, "-",
+     "shared memory race: this thread (reads|writes) shared count"},
+    {"NoBarrierBeforeRefill",
+     stages<Bug::kNoBarrierBeforeRefill>,
+     {"wrong result", "-", "wrong result", "wrong result"},
+     "shared memory race|uninitialised shared memory"},
+    {"WaitsForTooFew", stages<Bug::kWaitsForTooFew>, "wrong result",
+     "uninitialised shared memory: this thread reads shared buffer"},
     // Memory of the wrong kind.
     {"Undefined", reading<Input::kUndefined>, "wrong result",
      "uninitialised memory: this thread reads device in"},
@@ -219,6 +249,9 @@ TEST(Planting, ControlsAreClean) {
       EXPECT_EQ((product<Bug::kNone, true>()), "");
       EXPECT_EQ(warp<Bug::kNone>(), "");
       EXPECT_EQ(last_block<Bug::kNone>(), "");
+      EXPECT_EQ(race<Bug::kNone>(), "");
+      EXPECT_EQ(stages<Bug::kNone>(), "");
+      EXPECT_EQ(half_warps(), "");
       EXPECT_EQ(memory<Bug::kNone>(), "");
       EXPECT_EQ(reading<Input::kDefined>(), "");
       EXPECT_EQ(writing<Input::kDefined>(), "");

@@ -24,6 +24,8 @@ void bind_session(py::module_& m);
 void bind_torch(py::module_& m);
 void bind_kernels(py::module_& m);
 void bind_device_bandwidth(py::module_& m);
+/// `_core._cuda`, for tests and benchmarks alone; nothing in a build without CUDA.
+void bind_cuda_kernels(py::module_& m);
 
 /// The dict of `Store.layer`, and back. Errors: ConfigError naming the key.
 [[nodiscard]] py::dict layer_to_dict(const ExpertStore& store, LayerIdx layer);

@@ -14,4 +14,5 @@ PYBIND11_MODULE(_core, m) {
   b::bind_torch(m);
   b::bind_kernels(m);
   b::bind_device_bandwidth(m);
+  b::bind_cuda_kernels(m);
 }

@@ -27,7 +27,7 @@ def build(name: str, target: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     configure = [
         *("cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), "-DSLUICE_TESTS=ON"),
-        *("-DSLUICE_PYTHON=OFF", f"-DSLUICE_PLANT={name}"),
+        *("-DSLUICE_PYTHON=OFF", "-DSLUICE_CUDA=OFF", f"-DSLUICE_PLANT={name}"),
     ]
     compile_ = ["cmake", "--build", str(folder), "--target", target, f"-j{os.cpu_count()}"]
     for command in (configure, compile_):

@@ -1,0 +1,14 @@
+# What every build of _core has; devices.cc and device_rates.cc have twins.
+set(SLUICE_BINDINGS_SOURCES
+    device_bandwidth.cc
+    errors.cc
+    kernels.cc
+    module.cc
+    pack.cc
+    registry.cc
+    session.cc
+    session_state.cc
+    store.cc
+    torch_bridge.cc
+    views.cc)
+list(TRANSFORM SLUICE_BINDINGS_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)

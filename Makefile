@@ -6,6 +6,9 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 JOBS ?= $(shell nproc)
+# The CUDA tier of `make build`: AUTO (where nvcc is found), ON or OFF; and for which GPUs.
+SLUICE_CUDA ?= AUTO
+SLUICE_CUDA_ARCHITECTURES ?=
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PYTHON VENV TORCH TORCH_INDEX JOBS
@@ -14,10 +17,11 @@ export TRANSFORMERS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PART := .ci/part
-CMAKE := cmake -Wno-deprecated -G Ninja -S . -DSLUICE_TESTS=ON -DSLUICE_PYTHON=OFF -DSLUICE_CUDA=OFF -DSLUICE_WERROR=ON
+CMAKE = cmake -Wno-deprecated -G Ninja -S . -DSLUICE_TESTS=ON -DSLUICE_PYTHON=OFF -DSLUICE_CUDA=OFF \
+  -DSLUICE_WERROR=ON -Dpybind11_DIR=$$(python -m pybind11 --cmakedir)
 CLANG = $(shell command -v clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++ 2>/dev/null | head -1)
 
-.PHONY: demo build test lint cpp sanitize thread-safety python bench-smoke \
+.PHONY: demo build test lint cpp sanitize thread-safety emulated-models python bench-smoke \
         test-long test-planted test-versions fuzz setup setup-demo setup-fuzz clean
 
 demo: setup-demo
@@ -31,6 +35,7 @@ test: setup
 	@$(PART) cpp $(MAKE) --no-print-directory cpp
 	@$(PART) sanitize $(MAKE) --no-print-directory sanitize
 	@$(PART) thread-safety $(MAKE) --no-print-directory thread-safety
+	@$(PART) emulated $(MAKE) --no-print-directory emulated-models
 	@$(PART) python $(MAKE) --no-print-directory python
 	@.ci/summary
 
@@ -46,10 +51,12 @@ setup-fuzz:
 # Editable: sources stay in the tree, the two modules go to site-packages.
 build:
 	@$(VENV)/bin/python -m pip install -q --no-build-isolation --no-deps -e . \
-	  --config-settings=cmake.build-type=Release
+	  --config-settings=cmake.build-type=Release \
+	  --config-settings=cmake.define.SLUICE_CUDA=$(SLUICE_CUDA) \
+	  $(if $(SLUICE_CUDA_ARCHITECTURES),--config-settings='cmake.define.CMAKE_CUDA_ARCHITECTURES=$(SLUICE_CUDA_ARCHITECTURES)')
 
 lint:
-	@git ls-files '*.h' '*.cc' | xargs clang-format --dry-run -Werror
+	@git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format --dry-run -Werror
 	@ruff format --check . && ruff check .
 	@pyright
 
@@ -63,14 +70,25 @@ sanitize:
 	  && cmake --build build/asan -j$(JOBS) >>build/asan.log || { tail -40 build/asan.log; exit 1; }
 	@ctest --test-dir build/asan --no-tests=error --output-on-failure -j$(JOBS)
 	@$(CMAKE) -B build/tsan -DSLUICE_SANITIZE=thread -DCMAKE_BUILD_TYPE=Release \
-	  '-DSLUICE_TEST_LABELS=cache;transfer;engine' >build/tsan.log \
+	  '-DSLUICE_TEST_LABELS=cache;transfer;engine;fake_cuda;tier' >build/tsan.log \
 	  && cmake --build build/tsan -j$(JOBS) >>build/tsan.log || { tail -40 build/tsan.log; exit 1; }
 	@ctest --test-dir build/tsan --no-tests=error --output-on-failure -j$(JOBS)
 
+# Whole models on the CUDA emulation (tests/emulation): the modules are of `make cpp`.
+MODULE = $(firstword $(wildcard build/cpp/tests/emulation/module/$(1)/_core*.so))
+emulated-models:
+	@if [ -z "$(call MODULE,fast)" ]; then echo "emulated models: not run, no CUDA headers were found"; \
+	  test "$(SLUICE_CUDA)" != ON; exit; fi; \
+	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,checked) families && \
+	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,fast) covering && \
+	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,checked) covering
+
+# As the emulation found them; without them the CUDA device is left out.
+CUDA_HEADERS = $(addprefix -isystem ,$(shell sed -n 's/^SLUICE_CUDA_INCLUDE:PATH=//p' build/cpp/CMakeCache.txt))
 thread-safety:
 	@test -n "$(CLANG)" || { echo "thread-safety: no clang++ found; apt-get install clang"; exit 1; }
-	@for f in $$(git ls-files 'csrc/*.cc' ':!csrc/bindings'); do \
-	  $(CLANG) -std=c++20 -fsyntax-only -Wthread-safety -Werror -Icsrc -I. $$f || exit 1; done
+	@for f in $$(git ls-files 'csrc/*.cc' ':!csrc/bindings' $(if $(CUDA_HEADERS),,':!csrc/device/device_cuda.cc')); do \
+	  $(CLANG) -std=c++20 -fsyntax-only -Wthread-safety -Werror -Icsrc -I. $(CUDA_HEADERS) $$f || exit 1; done
 	@echo "thread-safety: clean ($(notdir $(CLANG)))"
 
 # Also the notebooks, the README's code, and every benchmark scenario in its smoke form.

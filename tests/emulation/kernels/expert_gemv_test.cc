@@ -183,6 +183,20 @@ TEST(ExpertGemv, IsExactOnSmallIntegersInEveryShape) {
   }
 }
 
+TEST(ExpertGemv, FindsTheBusyOnesOfMoreExpertsThanABlockHasThreads) {
+  std::mt19937 random(19);
+  Schedule{.order = simt::Order::kSkew}.set_up();
+  Case c;
+  c.problem = {.hidden = 16, .intermediate = 8};
+  c.counts.assign(520, 0);
+  for (const std::size_t busy : {0u, 31u, 32u, 255u, 256u, 257u, 511u, 512u, 519u}) {
+    c.counts[busy] = 1 + static_cast<int>(busy % 3);
+  }
+  c.list = ListKind::kTable;
+  Rig rig(c, Values::kSmallIntegers, random);
+  check_exact(c, rig, {}, random);
+}
+
 TEST(ExpertGemv, IsExactOnTheRowsOfRealModels) {
   // Row lengths of Qwen3-30B, OLMoE, gpt-oss, DeepSeek-V2-Lite and Mixtral; few rows.
   constexpr std::int64_t kWidths[] = {768, 1408, 2048, 2880, 4096, 14336};

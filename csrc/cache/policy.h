@@ -17,6 +17,10 @@ struct CacheEvent {
   std::int64_t step = 0;  ///< counts forwards of layer 0 (or whatever layer runs first)
   LayerIdx layer{};
   std::span<const ExpertIdx> experts;  ///< ascending
+  /// Of a prompt, whose every token is a step of its own: how many of them asked for each of
+  /// `experts`, of `num_tokens`. Empty: one step, whatever its batch.
+  std::span<const std::int64_t> tokens{};
+  std::int64_t num_tokens = 1;
 };
 
 /// An idle resident that may be evicted.

@@ -16,9 +16,9 @@ class DecayedLfuPolicy final : public Policy {
 
   void on_event(const CacheEvent& event) override {
     now_ = static_cast<double>(event.step) / half_life_;
-    for (const ExpertIdx expert : event.experts) {
-      double& log_count = log_count_[{event.layer, expert}];
-      log_count = used_once_more(log_count);
+    for (std::size_t i = 0; i < event.experts.size(); ++i) {
+      double& log_count = log_count_[{event.layer, event.experts[i]}];
+      log_count = used_more(log_count, event.tokens.empty() ? 1.0 : uses(event, i));
     }
   }
 
@@ -33,8 +33,16 @@ class DecayedLfuPolicy final : public Policy {
   }
 
  private:
-  [[nodiscard]] double used_once_more(double log_count) const {
-    return std::log2(std::exp2(log_count - now_) + 1.0) + now_;
+  [[nodiscard]] double used_more(double log_count, double uses) const {
+    return std::log2(std::exp2(log_count - now_) + uses) + now_;
+  }
+  [[nodiscard]] double used_once_more(double log_count) const { return used_more(log_count, 1.0); }
+  // What as many steps as the prompt has tokens leave of their uses, had they come evenly: the
+  // share of tokens times 1 + 2^(-1/h) + 2^(-2/h) + …
+  [[nodiscard]] double uses(const CacheEvent& event, std::size_t idx) const {
+    const auto steps = static_cast<double>(event.num_tokens);
+    return static_cast<double>(event.tokens[idx]) / steps * (1.0 - std::exp2(-steps / half_life_)) /
+           (1.0 - std::exp2(-1.0 / half_life_));
   }
 
   double half_life_;

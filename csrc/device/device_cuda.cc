@@ -86,7 +86,8 @@ class CudaDevice final : public Device {
     const OnDevice here(ordinal_);
     log_failure("cudaStreamDestroy", cudaStreamDestroy(copy_stream_));
     const MutexLock lock(mu_);
-    for (const cudaEvent_t event : free_events_) {
+    // All of them: an error may have kept some from coming back to the pool.
+    for (const cudaEvent_t event : events_) {
       log_failure("cudaEventDestroy", cudaEventDestroy(event));
     }
   }
@@ -241,11 +242,12 @@ class CudaDevice final : public Device {
         free_events_.pop_back();
         return event;
       }
-      // Room for one more to come back, so that giving back never allocates.
-      free_events_.reserve(++num_events_);
     }
     cudaEvent_t event = nullptr;
     check("cudaEventCreateWithFlags", cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    const MutexLock lock(mu_);
+    events_.push_back(event);
+    free_events_.reserve(events_.capacity());  // giving back never allocates
     return event;
   }
   void give_event(cudaEvent_t event) noexcept EXCLUDES(mu_) {
@@ -269,7 +271,7 @@ class CudaDevice final : public Device {
   cudaStream_t copy_stream_ = nullptr;
 
   Mutex mu_;
-  std::size_t num_events_ GUARDED_BY(mu_) = 0;
+  std::vector<cudaEvent_t> events_ GUARDED_BY(mu_);  // ever made
   std::vector<cudaEvent_t> free_events_ GUARDED_BY(mu_);
   std::exception_ptr failure_ GUARDED_BY(mu_);
 };

@@ -114,6 +114,7 @@ struct Engine::Impl {
              .interrupted = parts.interrupted,
              .use_in_place = use_in_place,
              .streams = options.prefill == "stream",
+             .warms = !parts.device->traits().host_memory,
              .asks_each_time = parts.drive != nullptr}) {
     check_layers(*parts.store, layers);
     loader.step();  // the host tier begins to fill

@@ -29,6 +29,7 @@ ExpertLoader::ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& dev
       class_of_layer_(plan.class_of_layer) {
   const PolicyShape shape = shape_of(*store_);
   for (const SizeClass& size_class : plan.classes) {
+    experts_of_class_.push_back(size_class.num_experts);
     pools_.push_back(size_class.num_slots == 0
                          ? nullptr
                          : std::make_unique<SlotPool>(size_class.slot_bytes, size_class.num_slots,
@@ -79,6 +80,11 @@ std::int32_t& ExpertLoader::slot_of_locked(ExpertKey key) {
 
 std::int32_t ExpertLoader::num_slots(LayerIdx layer) const {
   return pool_of(layer).cache.num_slots();
+}
+
+std::int32_t ExpertLoader::num_experts(LayerIdx layer) const {
+  const auto idx = class_of_layer_[static_cast<std::size_t>(to_int(layer))];
+  return experts_of_class_[static_cast<std::size_t>(idx)];
 }
 
 bool ExpertLoader::has_empty_slot(LayerIdx layer) const {

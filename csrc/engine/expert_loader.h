@@ -62,9 +62,11 @@ class ExpertLoader {
   /// Judges each expert once: residents are leased, all of them before any load begins (I7), loads
   /// on their way are joined. `experts` ascend and live in slots; the others match it: `needs` are
   /// the call's own numbers for them, `grants` and `judged` are filled.
+  /// `tokens`: of a prompt of `num_tokens`, how many of them ask for each (CacheEvent).
   void begin_call(LayerIdx layer, std::span<const ExpertIdx> experts,
                   std::span<const std::int32_t> needs, std::span<Grant> grants,
-                  std::span<Judgement> judged) EXCLUDES(mu_);
+                  std::span<Judgement> judged, std::span<const std::int64_t> tokens = {},
+                  std::int64_t num_tokens = 1) EXCLUDES(mu_);
 
   enum class Placement : std::uint8_t {
     kStarted,  ///< a load has begun
@@ -84,6 +86,8 @@ class ExpertLoader {
       EXCLUDES(mu_);
   [[nodiscard]] bool has_empty_slot(LayerIdx layer) const EXCLUDES(mu_);
   [[nodiscard]] std::int32_t num_slots(LayerIdx layer) const;
+  /// Experts that these slots are for: of all layers whose experts have this size.
+  [[nodiscard]] std::int32_t num_experts(LayerIdx layer) const;
   /// Cancels the least valuable load that nobody asked for, unless `wanted` of them are ending
   /// already. Whether one was cancelled.
   bool cancel_least_hint(LayerIdx layer, std::int32_t wanted) EXCLUDES(mu_);
@@ -116,6 +120,8 @@ class ExpertLoader {
   void abandon_call(const CallReport& report) EXCLUDES(mu_);
 
   void hint(std::span<const Hint> hints) EXCLUDES(mu_);
+  /// The same of the loader's own making: only what is not here counts as a guess.
+  void hint_absent(std::vector<Hint>& hints) EXCLUDES(mu_);
   Nanos step() EXCLUDES(mu_);
   /// Cancels guesses and waits until nothing is in flight. No call may be running.
   void drain() EXCLUDES(mu_);
@@ -158,6 +164,7 @@ class ExpertLoader {
   const std::function<void()> drive_;
   const std::unique_ptr<TransferPath> path_;
   const std::vector<std::int32_t> class_of_layer_;
+  std::vector<std::int32_t> experts_of_class_;
   /// Records of every pool are guarded by mu_; the caches have locks of their own, taken inside it.
   std::vector<std::unique_ptr<SlotPool>> pools_;
 

@@ -12,7 +12,8 @@ namespace sluice {
 
 void ExpertLoader::begin_call(LayerIdx layer, std::span<const ExpertIdx> experts,
                               std::span<const std::int32_t> needs, std::span<Grant> grants,
-                              std::span<Judgement> judged) {
+                              std::span<Judgement> judged, std::span<const std::int64_t> tokens,
+                              std::int64_t num_tokens) {
   const MutexLock lock(mu_);
   if (broken_) std::rethrow_exception(broken_);
   if (layer <= layer_) ++step_;
@@ -23,7 +24,11 @@ void ExpertLoader::begin_call(LayerIdx layer, std::span<const ExpertIdx> experts
   last_landing_ = 0;
   if (experts.empty()) return;
   SlotPool& pool = pool_of(layer);
-  pool.cache.touch({.step = step_, .layer = layer, .experts = experts});
+  pool.cache.touch({.step = step_,
+                    .layer = layer,
+                    .experts = experts,
+                    .tokens = tokens,
+                    .num_tokens = num_tokens});
   stats_.requests += static_cast<std::int64_t>(experts.size());
   for (std::size_t i = 0; i < experts.size(); ++i) {
     const ExpertKey key{layer, experts[i]};

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <vector>
 
 #include "base/error.h"
 #include "engine/expert_loader.h"
@@ -39,6 +40,15 @@ void ExpertLoader::hint(std::span<const Hint> hints) {
     feed_hints_locked();
   }
   step();
+}
+
+void ExpertLoader::hint_absent(std::vector<Hint>& hints) {
+  {
+    const MutexLock lock(mu_);
+    std::erase_if(hints,
+                  [&](const Hint& each) REQUIRES(mu_) { return slot_of_locked(each.key) >= 0; });
+  }
+  hint(hints);
 }
 
 bool ExpertLoader::class_has_slots(LayerIdx layer) const {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "engine/hint_queue.h"
 
 namespace sluice {
 namespace {
@@ -46,6 +47,8 @@ LayerRun::LayerRun(Parts parts) : parts_(std::move(parts)) {
   slot_experts_.reserve(most);
   grants_.reserve(most);
   judged_.reserve(most);
+  tokens_of_.reserve(most);
+  hints_.reserve(most);
   ring_.reserve(most);
 }
 
@@ -107,6 +110,26 @@ void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
   }
   report_.generic_gate_calls = parts_.compute.generic_gate_calls();
   parts_.loader.end_call(report_);
+  if (parts_.warms && has_ring_) warm();
+}
+
+// Decode goes on where a prompt ends. What went through the ring is gone; of the experts that the
+// prompt used most, as many as are this layer's share of the slots, those that are not here are
+// guessed: they come when the link is idle, if the policy wants them.
+void LayerRun::warm() {
+  hints_.clear();
+  const auto share =
+      static_cast<std::size_t>(parts_.loader.num_slots(args_->layer) * layer_->num_experts /
+                               parts_.loader.num_experts(args_->layer));
+  for (const Need& each : needs_) {
+    hints_.push_back({.key = key_of(each),
+                      .probability = static_cast<double>(each.group->count) /
+                                     static_cast<double>(args_->num_tokens * args_->top_k)});
+  }
+  const auto last = hints_.begin() + static_cast<std::ptrdiff_t>(std::min(share, hints_.size()));
+  std::partial_sort(hints_.begin(), last, hints_.end(), is_better);
+  hints_.erase(last, hints_.end());
+  parts_.loader.hint_absent(hints_);
 }
 
 void LayerRun::open(const ForwardArgs& args) {
@@ -138,7 +161,14 @@ void LayerRun::open(const ForwardArgs& args) {
   grants_.clear();
   grants_.resize(slot_experts_.size());
   judged_.assign(slot_experts_.size(), ExpertLoader::Judgement::kMiss);
-  parts_.loader.begin_call(args.layer, slot_experts_, batch_needs_, grants_, judged_);
+  const auto num_experts = static_cast<std::int64_t>(layer_->num_experts);
+  report_.streamed = 2 * static_cast<std::int64_t>(needs_.size()) > num_experts;
+  tokens_of_.clear();
+  if (report_.streamed) {
+    for (const std::int32_t idx : batch_needs_) tokens_of_.push_back(need(idx).group->count);
+  }
+  parts_.loader.begin_call(args.layer, slot_experts_, batch_needs_, grants_, judged_, tokens_of_,
+                           args.num_tokens);
   for (std::size_t i = 0; i < slot_experts_.size(); ++i) {
     const std::int32_t idx = batch_needs_[i];
     switch (judged_[i]) {
@@ -154,8 +184,6 @@ void LayerRun::open(const ForwardArgs& args) {
     }
   }
 
-  const auto num_experts = static_cast<std::int64_t>(layer_->num_experts);
-  report_.streamed = 2 * static_cast<std::int64_t>(needs_.size()) > num_experts;
   has_ring_ = false;
   if (slot_experts_.empty()) return;
   const std::int64_t num_slots = parts_.loader.num_slots(args.layer);

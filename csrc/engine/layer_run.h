@@ -8,6 +8,7 @@
 #include "engine/compute.h"
 #include "engine/expert_loader.h"
 #include "engine/grouping.h"
+#include "engine/hint.h"
 
 namespace sluice {
 
@@ -32,6 +33,7 @@ class LayerRun {
     std::function<bool()> interrupted;
     bool use_in_place = false;    ///< adopted experts are read where they lie
     bool streams = true;          ///< calls of more than half of a layer go through a ring
+    bool warms = false;           ///< after such a call the experts it used most are guessed
     bool asks_each_time = false;  ///< `interrupted` is asked at each stall: no threads, no clock
   };
   explicit LayerRun(Parts parts);
@@ -65,6 +67,7 @@ class LayerRun {
   void mark_ready(std::int32_t idx, Grant grant);
   void mark_computed(std::int32_t idx);
   void stall();
+  void warm();
   [[nodiscard]] Need& need(std::int32_t idx) { return needs_[static_cast<std::size_t>(idx)]; }
   [[nodiscard]] ExpertKey key_of(const Need& need) const;
   template <class Work>
@@ -90,6 +93,8 @@ class LayerRun {
   std::vector<ReadyExpert> batch_;
   std::vector<std::int32_t> batch_needs_;
   std::vector<Landing> landings_;
+  std::vector<std::int64_t> tokens_of_;  // of a prompt, by slot_experts_
+  std::vector<Hint> hints_;
   std::vector<ExpertIdx> slot_experts_;  // of begin_call, with the needs they belong to
   std::vector<Grant> grants_;
   std::vector<ExpertLoader::Judgement> judged_;

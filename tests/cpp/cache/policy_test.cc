@@ -139,6 +139,34 @@ TEST(DecayedLfuPolicy, TheHalfLifeDecidesHowLongUsesCount) {
   EXPECT_THAT(slow.residents(), ElementsAre(Key{0, 0}, Key{0, 2}));
 }
 
+TEST(DecayedLfuPolicy, APromptCountsAsAsManySteps) {
+  // A prompt of 64 tokens: expert 0 in each, 1 in a half, 2 in one.
+  const std::vector<ExpertIdx> experts{ExpertIdx{0}, ExpertIdx{1}, ExpertIdx{2}};
+  const std::vector<std::int64_t> tokens{64, 32, 1};
+  for (const int uses : {1, 8, 40}) {  // of expert 3, a step each, before the prompt
+    const auto policy = make_policy("decayed-lfu:16", kShape);
+    const std::vector<ExpertIdx> other{ExpertIdx{3}};
+    for (int step = 1; step <= uses; ++step) {
+      policy->on_event({.step = step, .layer = LayerIdx{0}, .experts = other});
+    }
+    policy->on_event({.step = uses + 1,
+                      .layer = LayerIdx{0},
+                      .experts = experts,
+                      .tokens = tokens,
+                      .num_tokens = 64});
+    const auto leaves = [&](std::int32_t a, std::int32_t b) {
+      const std::vector<Candidate> candidates{{.slot = SlotIdx{0}, .key = make_key(0, a)},
+                                              {.slot = SlotIdx{1}, .key = make_key(0, b)}};
+      return to_int(candidates[policy->victim(candidates, make_key(0, 7))].key.expert);
+    };
+    EXPECT_EQ(leaves(0, 1), 1);
+    EXPECT_EQ(leaves(1, 2), 2);
+    EXPECT_EQ(leaves(0, 3), 3) << "as often as any step could use it";
+    EXPECT_EQ(leaves(2, 3), 2);
+    EXPECT_EQ(leaves(1, 3), uses == 40 ? 1 : 3) << uses << " uses";
+  }
+}
+
 TEST(DecayedLfuPolicy, OfEqualCountsTheLowerIdStays) {
   Replay replay("decayed-lfu", 3);
   replay.events({{0, {5, 6, 7}}, {0, {1}}});

@@ -281,6 +281,48 @@ TEST(CudaEngineHostTier, FillsPinsAndServesWithoutTheStore) {
   expect_nothing_left();
 }
 
+TEST(CudaEnginePrefill, LeavesTheExpertsThatItUsedMost) {
+  const ModelShape shape{.num_layers = 1, .num_experts = 16, .dtype = DType::kBF16};
+  const Model model(shape, 3);
+  std::mt19937_64 rng(5);
+  begin({});
+  {
+    CudaRig rig(model, options_of(model, 6, 16), false);
+    // Expert e is asked for by e + 1 tokens.
+    Call call =
+        make_call(shape, 0, {.num_tokens = 136, .top_k = 1, .activations = DType::kBF16}, rng);
+    call.ids.clear();
+    for (std::int64_t e = 0; e < 16; ++e) {
+      for (std::int64_t t = 0; t <= e; ++t) call.ids.push_back(e);
+    }
+    // First something else, so that the slots are full of what the prompt uses least.
+    for (std::int64_t first = 0; first < 6; first += 2) {
+      Call few = make_call(shape, 0, {.num_tokens = 1, .activations = DType::kBF16}, rng);
+      few.ids = {first, first + 1};
+      (void)rig.forward(few);
+    }
+    (void)rig.forward(call);
+    const auto is_warm = [&] {
+      int warm = 0;
+      const auto pools = rig.engine().residency();
+      for (const SlotCache::SlotView& view : pools[0]) {
+        warm += view.state == SlotState::kReady && to_int(view.key.expert) >= 10 ? 1 : 0;
+      }
+      return warm == 6;
+    };
+    for (int i = 0; i < 2000 && !is_warm(); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_TRUE(is_warm());
+    const EngineStats before = rig.engine().stats();
+    Call next = make_call(shape, 0, {.num_tokens = 1, .activations = DType::kBF16}, rng);
+    next.ids = {11, 15};
+    (void)rig.forward(next);
+    EXPECT_EQ(rig.engine().stats().misses, before.misses);
+  }
+  expect_nothing_left();
+}
+
 TEST(CudaEngineHostTier, APinThatIsRefusedIsCountedAndServesAllTheSame) {
   const ModelShape shape{.dtype = DType::kBF16};
   const Model model(shape, 3);

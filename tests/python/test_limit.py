@@ -167,6 +167,17 @@ def test_distinct_experts_of_a_batch(name: str, figures: str) -> None:
         assert printed_like(limit.distinct_experts(experts, top_k, batch), figure) == figure
 
 
+def test_experts_are_read_once_where_they_are_computed() -> None:
+    moe = model("mixtral")
+    token = limit.expected_token(moe, PCIE5, 0.5)
+    assert token.experts_s == pytest.approx(moe.token_bytes / PCIE5.memory_bytes_per_s)
+    split = limit.expected_token(moe, CPU120, 0.5, misses="split")
+    assert split.cpu_s == pytest.approx(split.link_s)
+    # Of the missed half the host computes 120 parts of 175, which the device never reads.
+    on_device = moe.token_bytes * (1 - 0.5 * 120 / 175)
+    assert split.experts_s == pytest.approx(on_device / PCIE5.memory_bytes_per_s)
+
+
 def test_hand_offs_in_every_layer_add_what_the_table_says() -> None:
     for name, low_s, high_s in (("mixtral", 0.5e-3, 0.65e-3), ("qwen3", 0.75e-3, 1.0e-3)):
         without = limit.expected_token(model(name), PCIE5, 0.5).seconds

@@ -30,6 +30,46 @@ DeviceProbe small_probe() {
           .repeats = 1};
 }
 
+/// The device, and how often each way was taken with copies of one size.
+class CountingDevice final : public Device {
+ public:
+  explicit CountingDevice(std::size_t bytes) : bytes_(bytes) {}
+
+  int to_device = 0;
+  int to_host = 0;
+
+  DeviceTraits traits() const override { return device_->traits(); }
+  DeviceBuffer allocate_slab(std::size_t bytes) override { return device_->allocate_slab(bytes); }
+  DeviceBuffer allocate_host(std::size_t bytes) override { return device_->allocate_host(bytes); }
+  bool pin(DeviceBuffer& buffer) override { return device_->pin(buffer); }
+  MemoryInfo memory_info() override { return device_->memory_info(); }
+  StreamHandle copy_stream() override { return device_->copy_stream(); }
+  void copy_async(std::byte* target, const std::byte* source, std::size_t bytes,
+                  StreamHandle stream) override {
+    if (bytes == bytes_) ++to_device;
+    device_->copy_async(target, source, bytes, stream);
+  }
+  void read_async(std::byte* target, const std::byte* source, std::size_t bytes,
+                  StreamHandle stream) override {
+    if (bytes == bytes_) ++to_host;
+    device_->read_async(target, source, bytes, stream);
+  }
+  EventHandle record(StreamHandle stream) override { return device_->record(stream); }
+  void wait(StreamHandle stream, EventHandle event) override { device_->wait(stream, event); }
+  void synchronize(EventHandle event) override { device_->synchronize(event); }
+  bool passed(EventHandle event) override { return device_->passed(event); }
+  void release(EventHandle event) noexcept override { device_->release(event); }
+  bool is_capturing(StreamHandle stream) override { return device_->is_capturing(stream); }
+
+ private:
+  // Buffers belong to the device behind.
+  void free_buffer(std::byte* /*data*/, std::size_t /*bytes*/,
+                   MemoryKind /*kind*/) noexcept override {}
+
+  const std::unique_ptr<Device> device_ = make_cuda_device(0);
+  const std::size_t bytes_;
+};
+
 DeviceRates measure(const DeviceProbe& probe) {
   const auto device = make_cuda_device(0);
   const auto parallel = make_thread_pool(2);
@@ -89,8 +129,24 @@ TEST_F(DeviceRatesTest, MeasuresEveryWaySizeAndDepthAndGivesEverythingBack) {
   }
 }
 
-// Four copies at least, and as many as the total holds, with one more to warm up; all of `depth`
-// are in flight before the host waits for the first.
+TEST_F(DeviceRatesTest, TakesEachWayAsOftenAsTheTotalHoldsAndFourTimesAtLeast) {
+  const auto parallel = make_thread_pool(1);
+  for (const auto& [total, count] : {std::pair{128 * kKiB, 8}, {16 * kKiB, 4}}) {
+    start({});  // which also forgets ranges that were pinned: pages of the next round may lie there
+    DeviceProbe probe = small_probe();
+    probe.copy_bytes = {16 * kKiB};
+    probe.copy_total_bytes = total;
+    probe.host_bytes = probe.read_bytes = 16;
+    CountingDevice device(16 * kKiB);
+    (void)measure_device(device, *parallel, probe);
+    // Each series with one copy ahead of it, at both depths.
+    EXPECT_EQ(device.to_host, 2 * (count + 1)) << total;
+    // The same, once from pages, and copies beside the reads of RAM.
+    EXPECT_GE(device.to_device, 3 * (count + 1)) << total;
+  }
+}
+
+// All of `depth` are in flight before the host waits for the first.
 TEST_F(DeviceRatesTest, KeepsAsManyCopiesInFlightAsItSays) {
   start({.policy = fake::Policy::kLazy});
   DeviceProbe probe = small_probe();

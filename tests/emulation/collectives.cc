@@ -33,7 +33,7 @@ int source_lane(int lane, const ShuffleLane& shuffle) {
       break;
     case Shuffle::kXor:
       source = lane ^ shuffle.argument;
-      break;
+      return source < end ? source : lane;  // segments below may be read
   }
   return source < first || source >= end ? lane : source;
 }

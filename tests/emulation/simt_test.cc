@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <vector>
+
 #include "tests/emulation/harness.h"
 #include "tests/emulation/simt_test_kernels.h"
 
@@ -138,12 +140,15 @@ TEST_P(SimtInEveryOrder, RunsTheLastBlockOnWhatAllHaveWritten) {
 
 TEST_P(SimtInEveryOrder, LetsBlocksWaitForEachOtherWhileTheyAreResident) {
   const With with({.order = GetParam(), .seed = 5, .resident = 8});
-  Array<std::uint32_t> turn(1);
+  Array<std::uint32_t> turns(9);
   Array<int> out(9);
-  turn.fill(0);
+  turns.fill(0);
+  turns[0] = 1;
   out.fill(0);
-  ASSERT_EQ(run("in_turn", {.grid = 8}, blocks_in_turn_kernel, turn.data(), out.data()), "");
-  EXPECT_EQ(out[8], 255);
+  ASSERT_EQ(run("in_turn", {.grid = 8}, blocks_in_turn_kernel, turns.data(), out.data()), "");
+  std::vector<int> expected(9, 0);
+  for (std::size_t b = 0; b < 8; ++b) expected[b + 1] = expected[b] + expected[b / 2] + 1;
+  for (std::size_t b = 0; b < 9; ++b) EXPECT_EQ(out[b], expected[b]);
 }
 
 TEST_P(SimtInEveryOrder, DoesNotMistakeNeighboursForRaces) {
@@ -158,6 +163,32 @@ TEST_P(SimtInEveryOrder, SeesStoresOfStructs) {
   in.generate([](std::size_t i) { return i; });
   ASSERT_EQ(run("narrow_store", {.block = 64}, narrow_store_kernel, in.data(), out.data()), "");
   for (int i = 0; i < 64; ++i) EXPECT_EQ(static_cast<float>(out[i]), i ^ 1);
+}
+
+TEST_P(SimtInEveryOrder, OrdersOneGridAfterAnother) {
+  Array<int> first(128), second(128), third(128);
+  first.generate([](std::size_t i) { return i; });
+  ASSERT_EQ(run("reversed", {.grid = 4}, reversed_kernel, first.data(), second.data()), "");
+  ASSERT_EQ(run("reversed", {.grid = 4}, reversed_kernel, second.data(), third.data()), "");
+  for (int i = 0; i < 128; ++i) EXPECT_EQ(third[i], i);
+}
+
+TEST_P(SimtInEveryOrder, KeepsPublishedBytesApartFromLaterOnes) {
+  Array<std::uint16_t> halves(2);
+  Array<std::uint32_t> flag(1);
+  Array<int> out(1);
+  flag.fill(0);
+  ASSERT_EQ(
+      run("half_words", {.grid = 2}, half_words_kernel, halves.data(), flag.data(), out.data()),
+      "");
+  EXPECT_EQ(out[0], 7);
+}
+
+TEST_P(SimtInEveryOrder, BelievesBytesThatHoldNoPoison) {
+  Array<__nv_bfloat16> memory(32);
+  Array<float> out(32);
+  ASSERT_EQ(run("escaping", {}, escaping_stores_kernel, memory.data(), out.data()), "");
+  EXPECT_EQ(out[31], 4.0f);
 }
 
 TEST(Simt, LetsKernelsReadConstants) {

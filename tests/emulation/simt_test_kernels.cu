@@ -179,12 +179,13 @@ __global__ void answer_kernel(std::uint32_t* posted, const std::uint32_t* served
 }
 
 // Block b goes after block b - 1, whatever the order they run in.
-__global__ void blocks_in_turn_kernel(std::uint32_t* turn, int* out) {
+__global__ void blocks_in_turn_kernel(std::uint32_t* turns, int* out) {
   if (threadIdx.x == 0) {
-    while (ptx::load_acquire_gpu(turn) != blockIdx.x) {
+    while (ptx::load_acquire_gpu(&turns[blockIdx.x]) != 1) {
     }
-    out[blockIdx.x + 1] = out[blockIdx.x] * 2 + 1;
-    ptx::store_release_gpu(turn, blockIdx.x + 1);
+    // What the block before it wrote, and one further back, of which it knows by the other.
+    out[blockIdx.x + 1] = out[blockIdx.x] + out[blockIdx.x / 2] + 1;
+    ptx::store_release_gpu(&turns[blockIdx.x + 1], 1);
   }
 }
 
@@ -221,6 +222,49 @@ __global__ void last_block_kernel(float* partials, unsigned* counter, float* out
   float sum = 0.0f;
   for (unsigned b = 0; b < gridDim.x; ++b) sum += partials[b * blockDim.x + threadIdx.x];
   out[threadIdx.x] = sum;
+}
+
+// Each block reads what another block of the grid before it has written.
+__global__ void reversed_kernel(const int* in, int* out) {
+  const unsigned other = gridDim.x - 1 - blockIdx.x;
+  out[blockIdx.x * 32 + threadIdx.x] = in[other * 32 + threadIdx.x];
+}
+
+// Block 0 publishes one half of a word and goes on to write the other.
+__global__ void half_words_kernel(std::uint16_t* halves, std::uint32_t* flag, int* out) {
+  if (threadIdx.x != 0) return;
+  if (blockIdx.x == 0) {
+    halves[0] = 7;
+    ptx::store_release_gpu(flag, 1);
+    halves[1] = 8;
+  } else {
+    while (ptx::load_acquire_gpu(flag) != 1) {
+    }
+    out[0] = halves[0];
+  }
+}
+
+// A call that stays one returns a struct: g++ does not instrument its store.
+__device__ __attribute__((noinline)) __nv_bfloat16 narrowed(float value) {
+  return __float2bfloat16(value);
+}
+
+__global__ void escaping_stores_kernel(__nv_bfloat16* memory, float* out) {
+  SLUICE_SHARED(__nv_bfloat16, staged, [32]);
+  staged[threadIdx.x] = narrowed(1.5f);
+  memory[threadIdx.x] = narrowed(2.5f);
+  out[threadIdx.x] = __bfloat162float(staged[threadIdx.x]) + __bfloat162float(memory[threadIdx.x]);
+}
+
+// The warps in the order in which they get through three rounds.
+__global__ void rounds_kernel(unsigned* slots) {
+  for (int round = 0; round < 3; ++round) {
+    if (threadIdx.x % 32 == 0) {
+      const unsigned n = atomicAdd(&slots[0], 1u);
+      atomicExch(&slots[1 + n], 1 + threadIdx.x / 32);
+    }
+    __syncwarp();
+  }
 }
 
 __global__ void touch_kernel(int* p, long offset, bool write) {

@@ -32,11 +32,15 @@ __global__ void cp_async_kernel(const int* in, int* out, int from_bytes);
 __global__ void two_stages_kernel(const int* in, int* out, int stages);
 __global__ void dependent_kernel(const int* previous, int* prologue, int* out);
 __global__ void answer_kernel(std::uint32_t* posted, const std::uint32_t* served, int* out);
-__global__ void blocks_in_turn_kernel(std::uint32_t* turn, int* out);
+__global__ void blocks_in_turn_kernel(std::uint32_t* turns, int* out);
 __global__ void constants_kernel(int* out);
 __global__ void narrow_store_kernel(const float* in, __nv_bfloat16* out);
 __global__ void mixed_bytes_kernel(unsigned char* out);
 __global__ void last_block_kernel(float* partials, unsigned* counter, float* out);
+__global__ void reversed_kernel(const int* in, int* out);
+__global__ void half_words_kernel(std::uint16_t* halves, std::uint32_t* flag, int* out);
+__global__ void escaping_stores_kernel(__nv_bfloat16* memory, float* out);
+__global__ void rounds_kernel(unsigned* slots);
 __global__ void touch_kernel(int* p, long offset, bool write);
 
 }  // namespace simt::testing

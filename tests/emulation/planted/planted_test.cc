@@ -189,7 +189,7 @@ const Planted kPlanted[] = {
     {"OtherDevice", reading<Input::kOtherDevice>, "-", "of device 0, its kernel runs on device 1"},
     {"WritesTheHeap", writing<Input::kHeap>, "-", "host memory: this thread writes 0x"},
     {"WritesBss", writing<Input::kBss>, "-", "host memory: this thread writes 0x"},
-    {"WritesConstants", writing<Input::kEndsEarly>, "fault: this thread touches 0x",
+    {"WritesConstants", writing<Input::kConstants>, "fault: this thread touches 0x",
      "host memory: this thread writes 0x"},
     // Shared memory, stack, alignment, progress.
     {"PastStaticShared", memory<Bug::kPastStaticShared>, "-",
@@ -254,6 +254,7 @@ TEST(Planting, ControlsAreClean) {
       EXPECT_EQ(half_warps(), "");
       EXPECT_EQ(memory<Bug::kNone>(), "");
       EXPECT_EQ(reading<Input::kDefined>(), "");
+      EXPECT_EQ(reading<Input::kConstants>(), "");
       EXPECT_EQ(writing<Input::kDefined>(), "");
     }
   }

@@ -1,5 +1,6 @@
 #include "tests/emulation/planted/scenarios.h"
 
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -40,6 +41,11 @@ std::string compare(Array<int>& out) {
 }
 
 int bss[kThreads];
+constexpr auto kConstants = [] {
+  std::array<int, kThreads> values = {};
+  for (std::size_t i = 0; i < kThreads; ++i) values[i] = static_cast<int>(i);
+  return values;
+}();
 
 }  // namespace
 
@@ -110,6 +116,9 @@ std::string run_mechanism(Kernel kernel, Input input, unsigned blocks) {
     case Input::kBss:
       buffers.in = bss;
       break;
+    case Input::kConstants:
+      buffers.in = kConstants.data();
+      break;
     case Input::kEndsAtGap:
       forbid(in.data() + 63, 4);
       break;
@@ -127,7 +136,6 @@ std::string run_mechanism(Kernel kernel, Input input, unsigned blocks) {
 }
 
 std::string run_writing(Input target) {
-  static const int constants[kThreads] = {};
   std::vector<int> heap(kThreads);
   Array<int> memory(kThreads, "memory");
   Buffers buffers{.out = nullptr, .in = nullptr, .scratch = memory.data()};
@@ -143,8 +151,10 @@ std::string run_writing(Input target) {
       break;
     case Input::kDefined:
       break;
+    case Input::kConstants:
+      buffers.scratch = const_cast<int*>(kConstants.data());
+      break;
     default:
-      buffers.scratch = const_cast<int*>(constants);
       break;
   }
   return testing::run("kernel", {.block = 64}, writing_kernel(), buffers);

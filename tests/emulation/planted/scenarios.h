@@ -23,6 +23,7 @@ enum class Input {
   kEndsEarly,  // four bytes short
   kEndsAtGap,  // four bytes of it are forbidden
   kNearNull,
+  kConstants,
 };
 /// A kernel of one mechanism, `blocks` blocks of 64 threads.
 [[nodiscard]] std::string run_mechanism(Kernel kernel, Input input = Input::kDefined,

@@ -81,7 +81,8 @@ emulated-models:
 	  test "$(SLUICE_CUDA)" != ON; exit; fi; \
 	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,checked) families && \
 	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,fast) covering && \
-	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,checked) covering
+	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,checked) covering && \
+	  SLUICE_EMULATED_CORE=$(call MODULE,fast) python -m pytest tests/emulation -p no:cacheprovider
 
 # As the emulation found them; without them the CUDA device is left out.
 CUDA_HEADERS = $(addprefix -isystem ,$(shell sed -n 's/^SLUICE_CUDA_INCLUDE:PATH=//p' build/cpp/CMakeCache.txt))

@@ -139,7 +139,13 @@ class Session:
     def report(self) -> str:
         """The same for a person: budget, slots, hits, bytes by reason, waiting, degradations."""
         classes = cast("list[dict[str, Any]]", self.plan()["classes"])
-        return report_text(self.stats(), classes, self.store.description, self.options.policy)
+        return report_text(
+            self.stats(),
+            classes,
+            self.store.description,
+            self.options.policy,
+            link_bytes_per_s=self._link_rate(),
+        )
 
     def plan(self) -> dict[str, Any]:
         """What the budget bought: budget_bytes, slab_bytes, classes, class_of_layer."""
@@ -302,6 +308,17 @@ class Session:
         return _core.take_error(self.handle) or SluiceError(
             f"session opened in process {self._pid}; make a new one here"
         )
+
+    def _link_rate(self) -> float:
+        """What doctor measured of the link to this session's GPU; 0 where it has not."""
+        if not _core.has_host_tier(self.device):
+            return 0.0
+        from sluice.doctor import load_constants
+        from sluice.folders import cache_folder
+
+        constants = load_constants(cache_folder())
+        gpu = None if constants is None else constants.device
+        return gpu.link_bytes_per_s if gpu is not None and gpu.device == self.device else 0.0
 
     def _open_core(self, device: str) -> _core.Session:
         options = self.options

@@ -28,6 +28,7 @@ def load_scenario(path: Path) -> dict[str, Any]:
         "kind",
         "phase",
         "threads",
+        "device",
         "model",
         "routing",
         "budget",
@@ -49,7 +50,7 @@ def smoke(scenario: dict[str, Any]) -> dict[str, Any]:
     for table, values in override.items():
         # A table that names its own source replaces the scenario's; else it overrides keys.
         merged = dict(values) if "source" in values else {**small.get(table, {}), **values}
-        if table == "model":
+        if table == "model" and "config" in scenario["model"]:
             merged["config"] = {**scenario["model"]["config"], **values.get("config", {})}
         small[table] = merged
     small["stop"] = {"warmup": 0, "min_samples": 2, "max_samples": 2, "timeout_s": 60}

@@ -88,16 +88,27 @@ def file_system(path: Path) -> str:
 
 
 def commit() -> tuple[str, bool]:
-    """Our commit, and whether the tree differs from it (results apart)."""
+    """Our commit, and whether the tree differs from it (results apart).
+
+    Where git knows nothing of the tree, what SLUICE_COMMIT says of it; without that it is dirty.
+    """
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(ROOT), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return ""
+        return run.stdout.strip()
 
+    revision = git("rev-parse", "--short=12", "HEAD")
+    if not revision:
+        told = os.environ.get("SLUICE_COMMIT", "")
+        return told.removesuffix("-dirty") or "unknown", not told or told.endswith("-dirty")
     changed = git(
         "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"
     )
-    return git("rev-parse", "--short=12", "HEAD"), bool(changed)
+    return revision, bool(changed)
 
 
 def versions() -> dict[str, str]:

@@ -27,6 +27,25 @@ TITLES = {
     "reference-decode": "Decode, the shipped reference model (trained, own routes), bf16, batch 1",
     "kernel-dsv2lite": "Few-token kernel, H 2048, I 1408, bf16, beyond the last-level cache",
     "kernel-qwen3-30b": "Few-token kernel, H 2048, I 768, bf16, beyond the last-level cache",
+    "qwen3-30b-a3b-16-layer-cut-gpu": (
+        "MoE layers of Qwen3-30B-A3B beside a GPU, experts in pinned memory (16-layer cut, no "
+        "attention, sticky synthetic routes), bf16, batch 1"
+    ),
+    "mixtral-8x7b-8-layer-cut-gpu": (
+        "MoE layers of Mixtral-8x7B beside a GPU, experts in pinned memory (8-layer cut, no "
+        "attention, sticky synthetic routes), bf16, batch 1"
+    ),
+    "mixtral-8x7b-layers-gpu": (
+        "MoE layers of Mixtral-8x7B beside a GPU, experts in pinned memory (32 layers, no "
+        "attention, sticky synthetic routes), bf16, batch 1"
+    ),
+    "mixtral-8x7b-8-layer-cut-gpu-disk": (
+        "MoE layers of Mixtral-8x7B beside a GPU, experts on the disk (8-layer cut, no attention, "
+        "sticky synthetic routes), bf16, batch 1"
+    ),
+    "decode-kernel-gpu-qwen3-30b": "Decode pair on the GPU, H 2048, I 768, 8 experts a layer, bf16",
+    "decode-kernel-gpu-mixtral": "Decode pair on the GPU, H 4096, I 14336, 2 experts a layer, bf16",
+    "gpu-rates": "What doctor measures of the GPU",
 }
 FILES = {
     load_scenario(path)["name"]: path.name for path in sorted((HERE / "scenarios").glob("*.toml"))

@@ -27,6 +27,12 @@ def run_scenario(scenario: dict[str, Any]) -> list[dict[str, Any]]:
         from micro import experts_module as module
     elif scenario["kind"] == "micro" and scenario["phase"] == "kernel":
         from micro import kernel as module
+    elif scenario["kind"] == "micro" and scenario["phase"] == "layers":
+        from micro import layers as module
+    elif scenario["kind"] == "micro" and scenario["phase"] == "gpu-kernel":
+        from micro import gpu_kernel as module
+    elif scenario["kind"] == "micro" and scenario["phase"] == "gpu-rates":
+        from micro import gpu_rates as module
     else:
         raise ValueError(f"{scenario['name']}: kind {scenario['kind']!r} has no runner")
     return module.run(scenario)
@@ -59,6 +65,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--smoke", action="store_true", help="seconds, on a tiny model, no rows kept"
     )
+    parser.add_argument(
+        "--share",
+        type=float,
+        help="of the scenario's budgets only this one, in percent: rows come sooner",
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
@@ -68,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     for name in args.files:
         scenario = harness.load_scenario(Path(name))
+        if args.share is not None:
+            scenario["budget"]["expert_bytes"] = [args.share / 100]
         rows = run_scenario(harness.smoke(scenario) if args.smoke else scenario)
         if not args.smoke:
             append(rows, args.out)

@@ -7,6 +7,7 @@ import pytest
 
 import harness
 import run
+from sluice import _core
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIOS = sorted((ROOT / "benchmarks" / "scenarios").glob("*.toml"))
@@ -21,7 +22,10 @@ def bench_dir(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
 def test_a_scenario_runs_and_its_counters_add_up(path: Path) -> None:
-    rows = run.run_scenario(harness.smoke(harness.load_scenario(path)))
+    scenario = harness.load_scenario(path)
+    if scenario.get("device") == "cuda" and scenario["phase"] != "layers" and not on_device():
+        pytest.skip("a GPU's kernels, or its rates; on the emulation in tests/gpu")
+    rows = run.run_scenario(harness.smoke(scenario))
     assert rows
     for row in rows:
         assert row["n"] == len(row["samples"]) == 2
@@ -33,6 +37,10 @@ def test_a_scenario_runs_and_its_counters_add_up(path: Path) -> None:
     # What "all resident" takes is the same for everybody, but for the padding of tiny slots.
     whole = [row["memory"].get("expert_bytes_granted") for row in rows if is_resident(row)]
     assert all(size == pytest.approx(whole[0], rel=0.2) for size in whole)
+
+
+def on_device() -> bool:
+    return _core.build_info()["cuda"] != "none" and _core.num_cuda_devices() > 0
 
 
 def is_resident(row: dict[str, Any]) -> bool:

@@ -21,7 +21,7 @@ CMAKE = cmake -Wno-deprecated -G Ninja -S . -DSLUICE_TESTS=ON -DSLUICE_PYTHON=OF
   -DSLUICE_WERROR=ON -Dpybind11_DIR=$$(python -m pybind11 --cmakedir)
 CLANG = $(shell command -v clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++ 2>/dev/null | head -1)
 
-.PHONY: demo build test lint cpp sanitize thread-safety emulated-models python bench-smoke \
+.PHONY: demo build test lint cpp sanitize thread-safety emulated-models gpu-check python bench-smoke \
         test-long test-planted test-versions fuzz setup setup-demo setup-fuzz clean
 
 demo: setup-demo
@@ -82,7 +82,14 @@ emulated-models:
 	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,checked) families && \
 	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,fast) covering && \
 	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,checked) covering && \
-	  SLUICE_EMULATED_CORE=$(call MODULE,fast) python -m pytest tests/emulation -p no:cacheprovider
+	  SLUICE_EMULATED_CORE=$(call MODULE,fast) python -m pytest tests/emulation -p no:cacheprovider && \
+	  SLUICE_EMULATED_CORE=$(call MODULE,fast) SLUICE_GPU_TESTS=$(abspath build/cpp/tests/gpu/libsluice_gpu_tests.so) \
+	  SLUICE_NO_OPS=1 python -m pytest tests/gpu --ignore tests/gpu/test_battery.py -p no:cacheprovider
+
+# What only a GPU can say: STAGE=correct|bandwidth|rows|sanitize, all of them without; DRY_RUN=1 lists it.
+STAGE ?= all
+gpu-check:
+	@$(PYTHON) tests/gpu/check.py $(STAGE) $(if $(DRY_RUN),--dry-run)
 
 # As the emulation found them; without them the CUDA device is left out.
 CUDA_HEADERS = $(addprefix -isystem ,$(shell sed -n 's/^SLUICE_CUDA_INCLUDE:PATH=//p' build/cpp/CMakeCache.txt))

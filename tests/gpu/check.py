@@ -36,7 +36,7 @@ SITE = BUILD / "site"
 NATIVE = BUILD / "native"
 STAGES = ("correct", "bandwidth", "rows", "sanitize")
 ARCHITECTURE = os.environ.get("SLUICE_GPU_ARCHITECTURE", "90a-real")
-PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rfE", "--tb=short")
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rfE", "--tb=short")
 CORES = os.cpu_count() or 2
 
 
@@ -171,6 +171,23 @@ def environment() -> dict[str, str]:
     }
 
 
+def wrong_package() -> str:
+    """Empty where the steps import what was built: an editable install would come before it."""
+    code = "from sluice import _core; print(_core.__file__)"
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(
+        command, env=environment(), cwd=BUILD, capture_output=True, text=True, check=False
+    )
+    if run.returncode != 0:
+        return f"the package that was built cannot be imported: {run.stderr[-2000:]}"
+    if not run.stdout.startswith(str(SITE)):
+        return (
+            f"got sluice from {run.stdout.strip()}, expected it from {SITE}; uninstall it there, "
+            "or use a Python that has none"
+        )
+    return ""
+
+
 def missing_gpu() -> str:
     """Empty where there is one."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -264,6 +281,9 @@ def run_stages(stages: Sequence[str], out: Path, budget_s: float) -> int:
     if not build(out):
         say(f"gpu-check: the build failed; see {out / 'logs' / 'build.log'}")
         return 1
+    if wrong := wrong_package():
+        say(f"gpu-check: {wrong}")
+        return 1
     say(f"{time.monotonic() - began:7.1f} s  built")
     state = State(out, tree_commit())
     failed, left = 0, 0
@@ -353,6 +373,9 @@ def planted(out: Path) -> int:
     program = next(iter(NATIVE.rglob("sluice_planted")), None)
     if program is None:
         say("gpu-check planted: no sluice_planted in build/gpu; run the stage sanitize")
+        return 2
+    if shutil.which(sanitizer("memcheck")[0]) is None:
+        say("gpu-check planted: no compute-sanitizer found; it comes with the CUDA toolkit")
         return 2
     names = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
     ours = our_verdicts()

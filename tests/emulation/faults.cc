@@ -69,8 +69,7 @@ class SignalStack {
 // Only notes the address: the report allocates, which a handler must not.
 void on_fault(int signal_number, siginfo_t* info, void* context) {
   fault_address = info->si_addr;
-  const bool of_kernel = device_working.load() && current != nullptr &&
-                         pthread_equal(device_thread, pthread_self()) != 0;
+  const bool of_kernel = on_device_thread() && current != nullptr;
   if (of_kernel || find_nearest_region(fault_address) != nullptr) {
     void (*const report)() = of_kernel ? report_kernel_fault : report_host_fault;
     if (!land_after_signal(context, report)) report();
@@ -100,6 +99,11 @@ void prepare_thread() {
 }
 
 void set_host_fault_handler(HostFaultHandler handler) { host_fault_handler = handler; }
+
+bool on_device_thread() {
+  return device_working.load(std::memory_order_relaxed) &&
+         pthread_equal(device_thread, pthread_self()) != 0;
+}
 
 DeviceWork::DeviceWork() {
   prepare_thread();

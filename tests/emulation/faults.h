@@ -12,4 +12,8 @@ class DeviceWork {
   DeviceWork& operator=(const DeviceWork&) = delete;
 };
 
+/// Whether the calling thread is the one that runs a kernel, if any does: other host threads go on
+/// meanwhile, and run inline functions of which the linker kept a kernel's own copy.
+[[nodiscard]] bool on_device_thread();
+
 }  // namespace simt

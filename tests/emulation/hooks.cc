@@ -1,7 +1,7 @@
 // Behind `-fsanitize=thread`: g++ puts a call in front of every load and store of a kernel, and
 // these answer it instead of libtsan, which is not linked. They are called by whatever of a .cu
 // file the linker keeps, host code too (inline functions of the standard library), so each returns
-// at once where no kernel runs.
+// at once where no kernel runs, or where another thread runs it.
 //
 // Source of the interface: GCC 12, gcc/sanitizer.def and libsanitizer/tsan/tsan_interface.h.
 
@@ -9,6 +9,7 @@
 
 #include "tests/emulation/block.h"
 #include "tests/emulation/checks.h"
+#include "tests/emulation/faults.h"
 
 namespace simt {
 
@@ -18,7 +19,7 @@ namespace {
 
 template <std::size_t kBytes, Access kAccess>
 void aligned(const void* address) {
-  if (current == nullptr) return;
+  if (current == nullptr || !on_device_thread()) return;
   if (reinterpret_cast<std::uintptr_t>(address) % kBytes != 0) {
     fail([&] {
       return "misaligned access: got " + describe_for_kernel(address) + ", expected " +
@@ -29,7 +30,7 @@ void aligned(const void* address) {
 }
 
 void unaligned(const void* address, std::size_t bytes, Access access) {
-  if (current != nullptr && bytes > 0) check_access(address, bytes, access);
+  if (current != nullptr && on_device_thread() && bytes > 0) check_access(address, bytes, access);
 }
 
 }  // namespace

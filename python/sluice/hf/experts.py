@@ -156,10 +156,11 @@ class OffloadedExperts(nn.Module):
                 f"{self._label}: got ids {list(ids.shape)} and weights {list(weights.shape)}, "
                 f"expected both [{hidden.shape[0]}, K]"
             )
-        if hidden.device.type != "cpu":
+        place = devices.name_of(hidden.device)
+        if place != self._sluice_session.device:
             raise UnsupportedModelError(
-                f"{self._label}: got hidden states on {hidden.device}, but this build of sluice "
-                "computes on the CPU; load the model with device_map='cpu'"
+                f"{self._label}: got hidden states on {place}, but the slots of its experts are on "
+                f"{self._sluice_session.device}; move the model as a whole, with model.to()"
             )
 
     def _apply(self, fn: TensorFn, recurse: bool = True) -> OffloadedExperts:  # type: ignore[override]

@@ -22,7 +22,9 @@ struct Scenario {
 std::string live(const Scenario& scenario, bool user_stream) {
   try {
     CudaRig rig(scenario.model,
-                {.device_memory = scenario.model.slots(3), .host_memory = scenario.model.slots(5)},
+                {.device_memory = scenario.model.slots(3),
+                 .host_memory = scenario.model.slots(5),
+                 .prefill = "cache"},  // nothing is guessed: a guess may fail in silence
                 user_stream);
     std::string failure;
     for (std::size_t i = 0; i < scenario.calls.size(); ++i) {

@@ -160,6 +160,10 @@ TEST_F(FakeCudaMemory, RegisteredPagesAreReadLateAndOthersAtTheCall) {
     EXPECT_EQ(stats().registered_bytes, is_registered ? 400u : 0u);
     if (is_registered) {
       EXPECT_CUDA(cudaHostUnregister(source.data()));
+      // They are the host's own again, as pages that were mapped anew would be.
+      copy(memory, source.data(), 100, queue);
+      EXPECT_CUDA(cudaStreamSynchronize(queue));
+      EXPECT_EQ(stats().pageable_copies, 1u);
     }
     EXPECT_EQ(stats().registered_ranges, 0);
   }

@@ -61,6 +61,12 @@ void remove_region(void* base) {
   entry->second.shadow = nullptr;
 }
 
+void forget_region(void* base) {
+  Registry& r = registry();
+  r.newest_hit = nullptr;
+  r.regions.erase(number(base));
+}
+
 void clear_regions() { registry() = {}; }
 
 const Region* find_region(const void* address) {

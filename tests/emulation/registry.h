@@ -36,6 +36,10 @@ void add_region(void* base, std::size_t bytes, RegionKind kind, const char* tag,
 /// it.
 void remove_region(void* base);
 
+/// The same for memory that is the host's own again: the system may give its addresses to anybody,
+/// so nothing is remembered of it.
+void forget_region(void* base);
+
 /// Forgets everything, freed regions and forbidden bytes too.
 void clear_regions();
 

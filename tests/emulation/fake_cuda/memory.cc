@@ -147,8 +147,10 @@ const Allocation* Memory::find_overlap(const void* base, std::size_t bytes) cons
 
 void Memory::release(const Allocation& allocation) {
   const std::uintptr_t key = address_of(allocation.base);
-  simt::remove_region(allocation.base);
-  if (allocation.pages != nullptr) {
+  if (allocation.pages == nullptr) {
+    simt::forget_region(allocation.base);  // was registered: the host's own pages
+  } else {
+    simt::remove_region(allocation.base);
     (void)mprotect(allocation.pages, allocation.page_bytes, PROT_NONE);
     (void)madvise(allocation.pages, allocation.page_bytes, MADV_DONTNEED);
   }

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from baselines.layer_arms import Block, LayerArm, make_layer_arm, place
+from baselines.layer_arms import Block, LayerArm, kind_of_cuda, make_layer_arm, place
 from checkpoints import DTYPES
 from end_to_end.generation import routes_of
 from harness import alternate, logits_tolerance, row
@@ -32,7 +32,7 @@ _COUNTERS = {entry.name for entry in fields(Stats)} - {"degradations"}
 def arms_of(scenario: dict[str, Any], share: float) -> list[str]:
     """The modes that have something to say at a share: with all resident only one."""
     modes = list(scenario["workload"]["modes"])
-    if not hasattr(_core, "_cuda"):  # the others' kernels are a GPU's
+    if kind_of_cuda() == "none":  # the others' kernels are a GPU's
         modes = [mode for mode in modes if not mode.startswith("lru-")]
     return modes[:1] if share == 1.0 else modes
 

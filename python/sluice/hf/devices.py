@@ -49,6 +49,11 @@ def check_device(name: str, what: str) -> None:
             f"{what}: got {name}, but this build of sluice is without CUDA and keeps its slots on "
             "the CPU; build it where nvcc is found, or use device_map='cpu'"
         )
+    if _core.num_cuda_devices() == 0:
+        raise UnsupportedModelError(
+            f"{what}: got {name}, but this process sees no CUDA device (nvidia-smi may know why); "
+            "use device_map='cpu'"
+        )
 
 
 def check_device_map(device_map: Any) -> None:

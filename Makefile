@@ -70,7 +70,7 @@ sanitize:
 	  && cmake --build build/asan -j$(JOBS) >>build/asan.log || { tail -40 build/asan.log; exit 1; }
 	@ctest --test-dir build/asan --no-tests=error --output-on-failure -j$(JOBS)
 	@$(CMAKE) -B build/tsan -DSLUICE_SANITIZE=thread -DCMAKE_BUILD_TYPE=Release \
-	  '-DSLUICE_TEST_LABELS=cache;transfer;engine;fake_cuda;tier' >build/tsan.log \
+	  '-DSLUICE_TEST_LABELS=cache;transfer;engine;fake_cuda;threads' >build/tsan.log \
 	  && cmake --build build/tsan -j$(JOBS) >>build/tsan.log || { tail -40 build/tsan.log; exit 1; }
 	@ctest --test-dir build/tsan --no-tests=error --output-on-failure -j$(JOBS)
 

@@ -239,8 +239,8 @@ EngineStats Engine::stats() const {
   };
   degraded("buffered_reads", counters.buffered_reads);
   degraded("retried_reads", counters.retried_reads);
-  stats.store_bytes_read = counters.bytes_read;
   if (impl.staged != nullptr) {
+    stats.store_bytes_read = counters.bytes_read;
     const HostTierProgress host = impl.staged->host_tier();
     const StagedCounters staged = impl.staged->counters();
     stats.host_hits = staged.host_hits;

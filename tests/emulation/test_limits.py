@@ -121,7 +121,10 @@ def test_a_generation_beside_a_gpu_says_what_binds_it(
     decode, device = found["decode"], measured[0]["constants"]["device"]
     assert found["text"] == "update playlist"
     steps = found["new_tokens"] - 1
-    assert decode["h2d_s"] == pytest.approx(decode["bytes_read"] / device["link_bytes_per_s"])
+    # What was needed; beside it the prompt's guesses come over the same link.
+    assert 0 < decode["h2d_s"] * device["link_bytes_per_s"] <= decode["bytes_read"] * (1 + 1e-9)
+    needed = decode["h2d_s"] * device["link_bytes_per_s"] / 73728
+    assert needed == pytest.approx(round(needed)), "whole experts"
     assert decode["experts_s"] == pytest.approx(steps * 32 * 73728 / device["memory_bytes_per_s"])
     assert decode["limit_s"] == pytest.approx(
         decode["dense_s"] + max(decode["experts_s"], decode["h2d_s"], decode["disk_s"])

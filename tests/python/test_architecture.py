@@ -33,7 +33,8 @@ def include_violations(room: str, name: str, text: str) -> list[str]:
             found.append(f"{name}: {room} may not include {include}")
         if head in {"torch", "ATen", "c10", "pybind11", "Python.h"}:
             found.append(f"{name}: {room} may not see {include}")
-        if include.startswith("cuda_") and not (name in CUDA_FILES or name.endswith("_cuda.cu")):
+        speaks_cuda = name in CUDA_FILES or name.endswith("_cuda.cu")
+        if include == "cuda.h" or (include.startswith("cuda") and not speaks_cuda):
             found.append(f"{name}: {room} may not see {include}")
     return found
 
@@ -60,6 +61,8 @@ def test_the_include_rule_finds_a_planted_violation() -> None:
     assert include_violations("cache", "planted.cc", '#include "transfer/ticket.h"\n')
     assert include_violations("engine", "planted.cc", "#include <torch/torch.h>\n")
     assert include_violations("engine", "planted.cc", "#include <cuda_runtime_api.h>\n")
+    assert include_violations("engine", "planted.cc", "#include <cuda.h>\n")
+    assert include_violations("device", "device_cuda.cc", "#include <cuda.h>\n")  # the driver's
     assert not include_violations("device", "device_cuda.cc", "#include <cuda_runtime_api.h>\n")
     assert not include_violations("engine", "fine.cc", '#include "cache/policy.h"\n')
 

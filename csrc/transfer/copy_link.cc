@@ -33,8 +33,9 @@ class CudaCopyLink final : public CopyLink {
   [[nodiscard]] int depth() const override { return kDepth; }
   [[nodiscard]] bool lands_early() const override { return true; }
   void set_landed(Landed landed) override { landed_ = std::move(landed); }
-  void set_retired(Retired retired) override {
+  void set_retired(Retired retired) override EXCLUDES(join_mu_) {
     retired_ = std::move(retired);
+    const MutexLock lock(join_mu_);
     thread_ = std::jthread([this] { work(); });
   }
 

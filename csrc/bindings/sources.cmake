@@ -12,3 +12,5 @@ set(SLUICE_BINDINGS_SOURCES
     torch_bridge.cc
     views.cc)
 list(TRANSFORM SLUICE_BINDINGS_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
+# Half of what these compile: once for all.
+set(SLUICE_BINDINGS_HEADERS <pybind11/pybind11.h> <pybind11/stl.h>)

@@ -104,6 +104,8 @@ class Device {
   /// Blocks the calling thread until `event` passed.
   virtual void synchronize(EventHandle event) = 0;
   [[nodiscard]] virtual bool passed(EventHandle event) = 0;
+  /// The event has `more` owners beside its present ones; the last `release` counts.
+  virtual void share(EventHandle event, int more) noexcept = 0;
   /// Gives the event back to the pool. Waits that were enqueued on it stand.
   virtual void release(EventHandle event) noexcept = 0;
   /// Whether work on `stream` is being recorded into a graph instead of running.

@@ -1,6 +1,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
+#include <deque>
 #include <exception>
 #include <string>
 #include <utility>
@@ -87,8 +88,8 @@ class CudaDevice final : public Device {
     log_failure("cudaStreamDestroy", cudaStreamDestroy(copy_stream_));
     const MutexLock lock(mu_);
     // All of them: an error may have kept some from coming back to the pool.
-    for (const cudaEvent_t event : events_) {
-      log_failure("cudaEventDestroy", cudaEventDestroy(event));
+    for (const Event& event : events_) {
+      log_failure("cudaEventDestroy", cudaEventDestroy(event.native));
     }
   }
 
@@ -157,8 +158,8 @@ class CudaDevice final : public Device {
 
   [[nodiscard]] EventHandle record(StreamHandle stream) override {
     const OnDevice here(ordinal_);
-    const cudaEvent_t event = take_event();
-    const cudaError_t code = cudaEventRecord(event, native(stream));
+    Event* const event = take_event();
+    const cudaError_t code = cudaEventRecord(event->native, native(stream));
     if (code != cudaSuccess) give_event(event);
     check("cudaEventRecord", code);
     return EventHandle{reinterpret_cast<std::uintptr_t>(event)};
@@ -166,23 +167,28 @@ class CudaDevice final : public Device {
   void wait(StreamHandle stream, EventHandle event) override {
     if (event == EventHandle{}) return;
     const OnDevice here(ordinal_);
-    check("cudaStreamWaitEvent", cudaStreamWaitEvent(native(stream), native(event), 0));
+    check("cudaStreamWaitEvent", cudaStreamWaitEvent(native(stream), pooled(event)->native, 0));
   }
   void synchronize(EventHandle event) override {
     if (event == EventHandle{}) return;
     const OnDevice here(ordinal_);
-    check("cudaEventSynchronize", cudaEventSynchronize(native(event)));
+    check("cudaEventSynchronize", cudaEventSynchronize(pooled(event)->native));
   }
   [[nodiscard]] bool passed(EventHandle event) override {
     if (event == EventHandle{}) return true;
     const OnDevice here(ordinal_);
-    const cudaError_t code = cudaEventQuery(native(event));
+    const cudaError_t code = cudaEventQuery(pooled(event)->native);
     if (code == cudaErrorNotReady) return false;
     check("cudaEventQuery", code);
     return true;
   }
+  void share(EventHandle event, int more) noexcept override EXCLUDES(mu_) {
+    if (event == EventHandle{}) return;
+    const MutexLock lock(mu_);
+    pooled(event)->owners += more;
+  }
   void release(EventHandle event) noexcept override {
-    if (event != EventHandle{}) give_event(native(event));
+    if (event != EventHandle{}) give_event(pooled(event));
   }
   [[nodiscard]] bool is_capturing(StreamHandle stream) override {
     const OnDevice here(ordinal_);
@@ -201,8 +207,13 @@ class CudaDevice final : public Device {
   static cudaStream_t native(StreamHandle stream) {
     return reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(stream));
   }
-  static cudaEvent_t native(EventHandle event) {
-    return reinterpret_cast<cudaEvent_t>(static_cast<std::uintptr_t>(event));
+  /// One of the pool; a handle is its address.
+  struct Event {
+    cudaEvent_t native = nullptr;
+    int owners = 1;  // under mu_
+  };
+  static Event* pooled(EventHandle event) {
+    return reinterpret_cast<Event*>(static_cast<std::uintptr_t>(event));
   }
 
   // What has broken the context is the cause of whatever fails behind it: the first one is told.
@@ -234,25 +245,28 @@ class CudaDevice final : public Device {
     check("cudaMemcpyAsync", cudaMemcpyAsync(target, source, bytes, kind, native(stream)));
   }
 
-  cudaEvent_t take_event() EXCLUDES(mu_) {
+  Event* take_event() EXCLUDES(mu_) {
     {
       const MutexLock lock(mu_);
       if (!free_events_.empty()) {
-        const cudaEvent_t event = free_events_.back();
+        Event* const event = free_events_.back();
         free_events_.pop_back();
+        event->owners = 1;
         return event;
       }
     }
-    cudaEvent_t event = nullptr;
-    check("cudaEventCreateWithFlags", cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    cudaEvent_t native = nullptr;
+    check("cudaEventCreateWithFlags", cudaEventCreateWithFlags(&native, cudaEventDisableTiming));
     const MutexLock lock(mu_);
-    events_.push_back(event);
-    free_events_.reserve(events_.capacity());  // giving back never allocates
-    return event;
+    events_.push_back({.native = native});
+    if (free_events_.capacity() < events_.size()) {
+      free_events_.reserve(2 * events_.size());  // giving back never allocates
+    }
+    return &events_.back();
   }
-  void give_event(cudaEvent_t event) noexcept EXCLUDES(mu_) {
+  void give_event(Event* event) noexcept EXCLUDES(mu_) {
     const MutexLock lock(mu_);
-    free_events_.push_back(event);
+    if (--event->owners == 0) free_events_.push_back(event);
   }
 
   void free_buffer(std::byte* data, std::size_t bytes, MemoryKind kind) noexcept override {
@@ -271,8 +285,8 @@ class CudaDevice final : public Device {
   cudaStream_t copy_stream_ = nullptr;
 
   Mutex mu_;
-  std::vector<cudaEvent_t> events_ GUARDED_BY(mu_);  // ever made
-  std::vector<cudaEvent_t> free_events_ GUARDED_BY(mu_);
+  std::deque<Event> events_ GUARDED_BY(mu_);  // ever made; addresses stay
+  std::vector<Event*> free_events_ GUARDED_BY(mu_);
   std::exception_ptr failure_ GUARDED_BY(mu_);
 };
 

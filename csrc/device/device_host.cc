@@ -41,6 +41,7 @@ class HostDevice final : public Device {
   void wait(StreamHandle /*stream*/, EventHandle /*event*/) override {}
   void synchronize(EventHandle /*event*/) override {}
   [[nodiscard]] bool passed(EventHandle /*event*/) override { return true; }
+  void share(EventHandle /*event*/, int /*more*/) noexcept override {}
   void release(EventHandle /*event*/) noexcept override {}
   [[nodiscard]] bool is_capturing(StreamHandle /*stream*/) override { return false; }
 

@@ -27,7 +27,7 @@ namespace sluice {
 struct Grant {
   SlotLease lease;
   const std::byte* data = nullptr;
-  EventHandle ready{};  ///< the compute stream waits for it before reading (I3)
+  EventHandle ready{};  ///< the compute stream waits for it before reading (I3); {}: passed
 };
 
 /// How a load that the running call waits for has ended.
@@ -102,8 +102,9 @@ class ExpertLoader {
   /// Whether a load has ended since `seen`, or is in flight. Errors: what broke the loader.
   [[nodiscard]] bool may_end(std::uint64_t seen) const EXCLUDES(mu_);
 
-  /// Records the slot's last use on the stream that reads it, then ends the lease (I4).
-  void give_back(Grant& grant, LayerIdx layer, StreamHandle stream) EXCLUDES(mu_);
+  /// Records the last use of slots of `layer` on the stream that reads them, one event for all,
+  /// then ends the leases (I4). The leases end also when the device refuses the record.
+  void give_back(std::span<Grant> grants, LayerIdx layer, StreamHandle stream) EXCLUDES(mu_);
 
   struct CallReport {
     std::int64_t num_tokens = 0;
@@ -140,6 +141,8 @@ class ExpertLoader {
   [[nodiscard]] bool class_has_slots(LayerIdx layer) const;
   [[nodiscard]] std::int32_t& slot_of_locked(ExpertKey key) REQUIRES(mu_);
   [[nodiscard]] Grant grant_locked(SlotPool& pool, SlotLease lease) REQUIRES(mu_);
+  /// Of an expert that was here before: most of the time nothing is left to wait for.
+  [[nodiscard]] Grant grant_resident_locked(SlotPool& pool, ExpertKey key) REQUIRES(mu_);
   void ask_for_locked(SlotRecord& record) REQUIRES(mu_);
   void join_locked(ExpertKey key, SlotRecord& record, std::int32_t need) REQUIRES(mu_);
   void submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest& request, std::int32_t need)

@@ -45,7 +45,7 @@ void ExpertLoader::begin_call(LayerIdx layer, std::span<const ExpertIdx> experts
       judged[i] = Judgement::kHit;
       ++stats_.hits;
       ask_for_locked(pool.record(SlotIdx{slot}));
-      grants[i] = grant_locked(pool, *pool.cache.find(key));
+      grants[i] = grant_resident_locked(pool, key);
     }
   }
 }
@@ -58,6 +58,15 @@ Grant ExpertLoader::grant_locked(SlotPool& pool, SlotLease lease) {
   }
   const SlotIdx slot = lease.slot();
   return {.lease = std::move(lease), .data = pool.address(slot), .ready = record.ready};
+}
+
+Grant ExpertLoader::grant_resident_locked(SlotPool& pool, ExpertKey key) {
+  SlotLease lease = *pool.cache.find(key);
+  SlotRecord& record = pool.record(lease.slot());
+  if (record.ready != EventHandle{} && device_.passed(record.ready)) {
+    release_event(device_, record.ready);
+  }
+  return grant_locked(pool, std::move(lease));
 }
 
 ExpertLoader::Placed ExpertLoader::place(ExpertKey key, std::int32_t need,
@@ -75,7 +84,7 @@ ExpertLoader::Placed ExpertLoader::place(ExpertKey key, std::int32_t need,
     return {.what = Placement::kReady,
             .slot = SlotIdx{held},
             .was_empty = false,
-            .grant = grant_locked(pool, *pool.cache.find(key))};
+            .grant = grant_resident_locked(pool, key)};
   }
   // The slot of its last load is free already, but the transfer engine has not forgotten it yet: a
   // load submitted now would share that ticket and never start.
@@ -135,19 +144,29 @@ void ExpertLoader::wait_for_end(std::uint64_t seen, std::chrono::nanoseconds sli
   drive_();
 }
 
-void ExpertLoader::give_back(Grant& grant, LayerIdx layer, StreamHandle stream) {
-  {
-    const MutexLock lock(mu_);
+void ExpertLoader::give_back(std::span<Grant> grants, LayerIdx layer, StreamHandle stream) {
+  struct End {  // outside of the lock, which the cache's is taken inside of
+    std::span<Grant> grants;
+    ~End() {
+      for (Grant& grant : grants) grant = {};
+    }
+  };
+  const End end{grants};
+  if (grants.empty()) return;
+  const MutexLock lock(mu_);
+  const EventHandle used = device_.record(stream);
+  device_.share(used, static_cast<int>(grants.size()) - 1);
+#if defined(SLUICE_PLANT_I1)
+  // planted: written while kReady
+  for (const Grant& grant : grants) const_cast<std::byte*>(grant.data)[0] ^= std::byte{1};
+#elif defined(SLUICE_PLANT_I4)
+  device_.synchronize(used);  // planted: the lease lasts until the kernel has finished
+#endif
+  for (const Grant& grant : grants) {
     SlotRecord& record = pool_of(layer).record(grant.lease.slot());
     release_event(device_, record.last_use);
-    record.last_use = device_.record(stream);
-#if defined(SLUICE_PLANT_I1)
-    const_cast<std::byte*>(grant.data)[0] ^= std::byte{1};  // planted: written while kReady
-#elif defined(SLUICE_PLANT_I4)
-    device_.synchronize(record.last_use);  // planted: the lease lasts until the kernel has finished
-#endif
+    record.last_use = used;
   }
-  grant = {};
 }
 
 void ExpertLoader::finish_call_locked(const CallReport& report) {

@@ -94,16 +94,15 @@ void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
     }
     timed(SpanKind::kCombine, -1, args.num_tokens, [&] { parts_.compute.combine_rows(); });
   } catch (...) {
-    for (Need& each : needs_) {
-      if (!each.grant.lease) continue;
-      try {
-        parts_.loader.give_back(each.grant, args.layer, args.stream);
-      } catch (const DeviceError&) {  // the call ends by its own error, and all leases with it
-        each.grant = {};
-      }
-    }
     landings_.clear();
     grants_.clear();
+    for (Need& each : needs_) {
+      if (each.grant.lease) grants_.push_back(std::move(each.grant));
+    }
+    try {
+      parts_.loader.give_back(grants_, args.layer, args.stream);
+    } catch (const DeviceError&) {  // the call ends by its own error
+    }
     report_.generic_gate_calls = parts_.compute.generic_gate_calls();
     parts_.loader.abandon_call(report_);
     throw;
@@ -211,11 +210,15 @@ void LayerRun::mark_ready(std::int32_t idx, Grant grant) {
   ready_.push_back(idx);
 }
 
-void LayerRun::mark_computed(std::int32_t idx) {
-  Need& each = need(idx);
-  if (each.grant.lease) parts_.loader.give_back(each.grant, args_->layer, args_->stream);
-  each.state = Need::State::kComputed;
-  ++num_computed_;
+void LayerRun::mark_computed(std::span<const std::int32_t> computed) {
+  grants_.clear();
+  for (const std::int32_t idx : computed) {
+    Need& each = need(idx);
+    if (each.grant.lease) grants_.push_back(std::move(each.grant));
+    each.state = Need::State::kComputed;
+  }
+  num_computed_ += computed.size();
+  parts_.loader.give_back(grants_, args_->layer, args_->stream);
 }
 
 // Takes what has landed; ends the call with the first failure's own error.
@@ -261,7 +264,7 @@ bool LayerRun::compute_ready() {
   if (!batch_.empty()) {
     const std::int32_t expert = batch_.size() == 1 ? batch_.front().group->expert : -1;
     timed(SpanKind::kCompute, expert, rows, [&] { parts_.compute.several(batch_); });
-    for (const std::int32_t idx : batch_needs_) mark_computed(idx);
+    mark_computed(batch_needs_);
     if (!unplaced_.empty()) place_all();
   } else {
     const std::int32_t idx = ready_.front();
@@ -276,7 +279,7 @@ void LayerRun::compute_one(std::int32_t idx) {
   const Need& each = need(idx);
   timed(SpanKind::kCompute, each.group->expert, each.group->count,
         [&] { parts_.compute.one({.group = each.group, .weights = each.weights}); });
-  mark_computed(idx);
+  mark_computed({&idx, 1});
 }
 
 // Nothing is ready: waits until a load ends, and asks now and then whether to stop.

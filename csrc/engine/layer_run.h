@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "engine/compute.h"
@@ -65,7 +66,7 @@ class LayerRun {
   bool compute_ready();
   void compute_one(std::int32_t idx);
   void mark_ready(std::int32_t idx, Grant grant);
-  void mark_computed(std::int32_t idx);
+  void mark_computed(std::span<const std::int32_t> computed);
   void stall();
   void warm();
   [[nodiscard]] Need& need(std::int32_t idx) { return needs_[static_cast<std::size_t>(idx)]; }
@@ -96,7 +97,7 @@ class LayerRun {
   std::vector<std::int64_t> tokens_of_;  // of a prompt, by slot_experts_
   std::vector<Hint> hints_;
   std::vector<ExpertIdx> slot_experts_;  // of begin_call, with the needs they belong to
-  std::vector<Grant> grants_;
+  std::vector<Grant> grants_;            // of begin_call; later those that go back together
   std::vector<ExpertLoader::Judgement> judged_;
 };
 

@@ -78,9 +78,15 @@ class SteppedDevice final : public Device {
     MutexLock lock(mu_);
     return !not_passed_.contains(event);
   }
+  void share(EventHandle event, int more) noexcept override EXCLUDES(mu_) {
+    MutexLock lock(mu_);
+    for (int i = 0; i < more; ++i) live_events_.insert(event);
+  }
   void release(EventHandle event) noexcept override EXCLUDES(mu_) {
     MutexLock lock(mu_);
-    live_events_.erase(event);
+    if (const auto found = live_events_.find(event); found != live_events_.end()) {
+      live_events_.erase(found);
+    }
   }
 
   // What the test does.
@@ -168,7 +174,7 @@ class SteppedDevice final : public Device {
   mutable Mutex mu_;
   std::map<StreamHandle, std::deque<Operation>> streams_ GUARDED_BY(mu_);
   std::uint64_t last_event_ GUARDED_BY(mu_) = 0;
-  std::set<EventHandle> live_events_ GUARDED_BY(mu_);
+  std::multiset<EventHandle> live_events_ GUARDED_BY(mu_);  // once for each owner
   std::set<EventHandle> not_passed_ GUARDED_BY(mu_);
   std::size_t live_bytes_ GUARDED_BY(mu_) = 0;
   bool events_pass_at_once_ GUARDED_BY(mu_) = false;

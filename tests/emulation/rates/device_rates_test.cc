@@ -58,6 +58,7 @@ class CountingDevice final : public Device {
   void wait(StreamHandle stream, EventHandle event) override { device_->wait(stream, event); }
   void synchronize(EventHandle event) override { device_->synchronize(event); }
   bool passed(EventHandle event) override { return device_->passed(event); }
+  void share(EventHandle event, int more) noexcept override { device_->share(event, more); }
   void release(EventHandle event) noexcept override { device_->release(event); }
   bool is_capturing(StreamHandle stream) override { return device_->is_capturing(stream); }
 

@@ -168,6 +168,16 @@ TEST(CudaEngineWaits, OnlyForTheIdsWhenEverythingHits) {
           const std::vector<std::string> waits = fake::host_waits_since(mark);
           ASSERT_EQ(waits.size(), 1u);
           EXPECT_EQ(waits[0].find("cudaEventSynchronize"), 0u) << waits[0];
+          // Residents that arrived long ago cost no wait of the stream, and all of them one record.
+          int num_waits = 0;
+          int num_records = 0;
+          const std::vector<fake::Call> log = fake::call_log();
+          for (std::size_t i = mark; i < log.size(); ++i) {
+            num_waits += log[i].api == fake::Api::kStreamWaitEvent ? 1 : 0;
+            num_records += log[i].api == fake::Api::kEventRecord ? 1 : 0;
+          }
+          EXPECT_EQ(num_waits, 0);
+          EXPECT_EQ(num_records, 3) << "behind the ids, the slots' last use, the scratch's";
         }
         (void)on_device.out();
       }

@@ -85,6 +85,24 @@ TEST_F(CudaDevice, EventsComeFromAPool) {
   must(cudaDeviceSynchronize());
 }
 
+TEST_F(CudaDevice, ASharedEventGoesBackWithItsLastOwner) {
+  const auto device = make_cuda_device(0);
+  const EventHandle shared = device->record(StreamHandle{});
+  device->share(shared, 2);
+  for (int owner = 0; owner < 2; ++owner) {
+    device->release(shared);
+    const EventHandle other = device->record(StreamHandle{});
+    EXPECT_NE(other, shared) << "owners are left";
+    device->release(other);
+  }
+  device->release(shared);
+  const EventHandle again = device->record(StreamHandle{});
+  EXPECT_EQ(again, shared) << "the last to come back is the first to go";
+  device->release(again);
+  EXPECT_EQ(fake::stats().events, 2);
+  must(cudaDeviceSynchronize());
+}
+
 TEST_F(CudaDevice, ARefusedSlabNamesWhatWasAskedForAndWhatIsFree) {
   begin({}, {.device_bytes = 1 << 20});
   const auto device = make_cuda_device(0);
@@ -114,12 +132,14 @@ TEST_F(CudaDevice, ARefusedPinIsAnAnswer) {
 
 TEST_F(CudaDevice, TheFirstBrokenContextIsToldForGood) {
   const auto device = make_cuda_device(0);
+  const EventHandle event = device->record(StreamHandle{});
   fake::fail_after(fake::Api::kEventRecord, 0, cudaErrorIllegalAddress, true);
   const std::string first = thrown<DeviceError>([&] { (void)device->record(StreamHandle{}); });
   EXPECT_NE(first.find("cudaEventRecord on cuda:0"), std::string::npos) << first;
   EXPECT_NE(first.find("cudaErrorIllegalAddress (700"), std::string::npos) << first;
   EXPECT_EQ(thrown<DeviceError>([&] { (void)device->allocate_slab(64); }), first);
-  EXPECT_EQ(thrown<DeviceError>([&] { device->wait(StreamHandle{}, EventHandle{1}); }), first);
+  EXPECT_EQ(thrown<DeviceError>([&] { device->wait(StreamHandle{}, event); }), first);
+  device->release(event);
 }
 
 TEST_F(CudaDevice, ADeviceThatIsNotThereIsRefusedByNumber) {

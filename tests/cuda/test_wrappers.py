@@ -2,9 +2,80 @@
 
 import re
 
-from .conftest import ARCHITECTURES, Kernel
+from .conftest import ARCHITECTURES, ROOT, Kernel
 
 REGISTER = r"(%\w+)"
+
+# Every function of kernels/ptx.h: what nvcc makes of it, registers reduced to %, and what the
+# emulation runs in its place ("": nothing). Who changes one side looks at the other, then here.
+FOUR = "{{%, %, %, %}}"
+MMA = f"mma.sync.aligned.m16n8k16.row.col.f32.{{0}}.{{0}}.f32 {FOUR}, {FOUR}, {{{{%, %}}}}, {FOUR};"
+GOLDEN = {
+    "mma_bf16": (MMA.format("bf16"), "mma_m16n8k16(::simt::MmaType::kBf16, c.r, a.r, b.r, site)"),
+    "mma_fp16": (MMA.format("f16"), "mma_m16n8k16(::simt::MmaType::kFp16, c.r, a.r, b.r, site)"),
+    "ldmatrix_x4": (
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%, %, %, %}, [%];",
+        "ldmatrix_x4(rows, row, false, site)",
+    ),
+    "ldmatrix_x4_trans": (
+        "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%, %, %, %}, [%];",
+        "ldmatrix_x4(rows, row, true, site)",
+    ),
+    "load_stream": (
+        "ld.global.nc.L1::no_allocate.v4.u32 {%, %, %, %}, [%];",
+        "load_16_bytes(address, site)",
+    ),
+    "cp_async16": (
+        "cp.async.cg.shared.global [%], [%], 16, %;",
+        "cp_async_16(to, from, from_bytes, site)",
+    ),
+    "cp_async_commit": ("cp.async.commit_group;", "cp_async_commit()"),
+    # The probe waits for all but one, then for all.
+    "cp_async_wait": (
+        "cp.async.wait_group 1; cp.async.wait_group 0;",
+        "cp_async_wait(kPending)",
+    ),
+    "grid_dependency_wait": ("griddepcontrol.wait;", "grid_dependency_wait(site)"),
+    "grid_launch_dependents": ("griddepcontrol.launch_dependents;", ""),
+    "load_acquire_gpu": ("ld.acquire.gpu.global.u32 %, [%];", "load_acquire(address, site)"),
+    "load_acquire_sys": ("ld.acquire.sys.global.u32 %, [%];", "load_acquire(address, site)"),
+    "store_release_gpu": (
+        "st.release.gpu.global.u32 [%], %;",
+        "store_release(address, value, site)",
+    ),
+    "store_release_sys": (
+        "st.release.sys.global.u32 [%], %;",
+        "store_release(address, value, site)",
+    ),
+}
+
+
+def instructions(text: str) -> list[str]:
+    return sorted(part.strip() + ";" for part in text.split(";") if part.strip())
+
+
+def test_every_wrapper_emits_its_golden_text_and_nothing_else(wrappers: list[Kernel]) -> None:
+    for architecture in ARCHITECTURES:
+        found: list[str] = []
+        for k in wrappers:
+            if k.architecture == architecture:
+                inline = re.findall(r"// begin inline asm(.*?)// end inline asm", k.ptx, re.DOTALL)
+                found += instructions(re.sub(r"%\w+", "%", " ".join(inline)))
+        expected = instructions(" ".join(golden for golden, _ in GOLDEN.values()))
+        if architecture == "80":
+            expected = [text for text in expected if not text.startswith("griddepcontrol")]
+        assert sorted(found) == expected, f"sm_{architecture}"
+
+
+def test_every_wrapper_has_a_golden_text_beside_what_the_emulation_runs() -> None:
+    source = (ROOT / "kernels" / "ptx.h").read_text()
+    functions = re.findall(
+        r"__device__ __forceinline__ [\w:]+\s+(\w+)\([^{};]*?\) \{\n(.*?)\n\}", source, re.DOTALL
+    )
+    emulated: dict[str, str] = {}
+    for name, body in functions:
+        emulated[name] = ", ".join(re.findall(r"::simt::(\w+\(.*?\));", body))
+    assert emulated == {name: call for name, (_, call) in GOLDEN.items()}
 
 
 def probe(wrappers: list[Kernel], name: str) -> list[Kernel]:

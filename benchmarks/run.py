@@ -51,7 +51,9 @@ def append(rows: list[dict[str, Any]], folder: Path) -> Path:
 
 def describe(one: dict[str, Any]) -> str:
     achieved = one["limit"].get("achieved")
+    bound = one["limit"].get("bound")
     tail = f"  achieved {achieved:.2f}" if achieved else ""
+    tail += f", bound: {bound}" if tail and bound else ""
     return (
         f"{one['scenario']:<28} {one['mode']:<24} {one['metric']:<24} "
         f"{one['p50']:.6g} {one['unit']} [{one['p20']:.6g}, {one['p80']:.6g}] n={one['n']} "

@@ -29,7 +29,7 @@ def chrome_trace(spans: Sequence[Span], layer_names: Sequence[str] = ()) -> dict
     calls = [span for span in spans if span[0] not in _LOADS]
     rows = [*((_CALLER, span) for span in calls), *_in_rows(loads)]
     names = {_CALLER: "caller"}
-    names |= {row: f"disk {row - _FIRST_READ_ROW}" for row, _ in rows if row != _CALLER}
+    names |= {row: f"load {row - _FIRST_READ_ROW}" for row, _ in rows if row != _CALLER}
     events = [*_row_names(names), *(_event(row, s, origin, layer_names) for row, s in rows)]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 

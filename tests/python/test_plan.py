@@ -162,6 +162,21 @@ def test_assumed_machines_are_printed_as_assumptions_with_their_constants(
     assert "on a machine with a GPU `sluice doctor` measures its own" in text
 
 
+def test_a_budget_of_ram_sends_the_other_misses_to_the_disk(
+    no_constants: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", str(reference_model()), "--device-memory", "50%", "--host-memory", "25%"]
+    assert cli.main([*words, "--json"]) == 0
+    for machine in json.loads(capsys.readouterr().out)["predictions"]:
+        (budget,) = machine["budgets"]
+        assert machine["host_bytes"] == 256 * 73728 // 4
+        assert budget["store_bytes_per_token"] == budget["missed_bytes_per_token"] * 3 // 4
+    assert cli.main(words) == 0
+    assert "4.5 MiB of experts in RAM, disk 7.00 GB/s" in capsys.readouterr().out
+    assert cli.main([*words[:-1], "much"]) == 1
+    assert "host_memory" in capsys.readouterr().err
+
+
 def gpu_constants(**fields: float) -> doctor.DeviceConstants:
     known = {
         entry.name: 1.0 for entry in dataclasses.fields(doctor.DeviceConstants)

@@ -19,7 +19,7 @@ def test_a_run_becomes_rows_for_the_caller_and_the_disk(small: SmallStore, tmp_p
         session.timeline(path)
     trace = json.loads(path.read_text())
     rows = {e["args"]["name"] for e in trace["traceEvents"] if e.get("name") == "thread_name"}
-    assert {"caller", "disk 0"} <= rows
+    assert {"caller", "load 0"} <= rows
     kinds = {event["cat"] for event in complete_events(trace)}
     assert {"forward", "compute", "load_demand"} <= kinds
     load = next(event for event in complete_events(trace) if event["cat"] == "load_demand")

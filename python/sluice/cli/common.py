@@ -39,6 +39,16 @@ def model_folder(text: str) -> Path:
     return folder
 
 
+def add_host_memory(parser: argparse.ArgumentParser) -> None:
+    """`--host-memory`, spelled the same for every verb."""
+    parser.add_argument(
+        "--host-memory",
+        metavar="SIZE",
+        help="beside a GPU: RAM for experts, written like --device-memory; default 80%% of the RAM "
+        "that is free",
+    )
+
+
 def add_budget(parser: argparse.ArgumentParser, *, default: str | None, help_tail: str) -> None:
     """`--device-memory`, spelled the same for every verb."""
     parser.add_argument(

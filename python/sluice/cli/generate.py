@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sluice.cli.common import Outcome, add_budget, model_folder
+from sluice.cli.common import Outcome, add_budget, add_host_memory, model_folder
 from sluice.errors import ConfigError
 from sluice.folders import cache_folder
 from sluice.limit import limit_of
@@ -37,9 +37,15 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--dtype", choices=_DTYPES, default="auto", help="what activations are in")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda:N, or auto (default): the first GPU that this build computes on, else cpu",
+    )
     parser.add_argument("--policy", default="decayed-lfu", help="eviction policy")
     parser.add_argument("--timeline", metavar="FILE", help="write a Chrome trace here")
     add_budget(parser, default=None, help_tail="no default: `sluice plan` shows what fits")
+    add_host_memory(parser)
     parser.set_defaults(run=run)
     return parser
 
@@ -77,9 +83,13 @@ def run(args: argparse.Namespace) -> Outcome:
     from sluice import doctor
     from sluice.config import OffloadOptions
     from sluice.hf.auto import dense_bytes_of, load_causal_lm, load_tokenizer
+    from sluice.hf.devices import choose_device
 
-    options = OffloadOptions(device_memory=args.device_memory, policy=args.policy)
-    model = load_causal_lm(folder, dtype=args.dtype, offload=options)
+    options = OffloadOptions(
+        device_memory=args.device_memory, host_memory=args.host_memory, policy=args.policy
+    )
+    device = choose_device(args.device)
+    model = load_causal_lm(folder, dtype=args.dtype, offload=options, device=device)
     with model.sluice as session:
         with Progress("sluice generate", unit="tokens") as progress:
             watch = _Watch(session, progress, args.max_new_tokens)
@@ -88,9 +98,11 @@ def run(args: argparse.Namespace) -> Outcome:
             session.timeline(args.timeline)
         beside_gpu = ""
         constants = doctor.load_constants(cache_folder())
-        payload: dict[str, Any] = {"text": text, "new_tokens": new_tokens} | _phases(
-            watch, new_tokens
-        )
+        payload: dict[str, Any] = {
+            "text": text,
+            "new_tokens": new_tokens,
+            "device": session.device,
+        } | _phases(watch, new_tokens)
         if constants is not None and new_tokens > 1:
             (begin_s, begin), (end_s, end) = watch.marks[1:]
             limit = limit_of(session, end - begin, constants, dense_bytes_of(model))
@@ -161,7 +173,7 @@ def _text(payload: dict[str, Any], beside_gpu: str) -> str:
         )
     lines.append(
         f"experts: peak {format_bytes(stats['peak_resident_bytes'])} of "
-        f"{format_bytes(stats['budget_bytes'])}"
+        f"{format_bytes(stats['budget_bytes'])} on {payload['device']}"
     )
     return "\n".join(lines)
 
@@ -181,6 +193,7 @@ def _continue(
         )
     else:
         inputs = tokenizer(args.prompt, return_tensors="pt")
+    inputs = inputs.to(model.device)
     inputs.pop("token_type_ids", None)
     torch.manual_seed(args.seed)
     sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature else {}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sluice.cli.common import Outcome, add_budget
-from sluice.config import HOST_SHARE_PERCENT
+from sluice.cli.common import Outcome, add_budget, add_host_memory
+from sluice.config import OffloadOptions
 from sluice.errors import ConfigError
 from sluice.folders import cache_folder
 from sluice.limit import (
@@ -36,6 +36,7 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL_DIR_OR_CONFIG", help="a folder or a config.json")
     add_budget(parser, default=None, help_tail="without it a table of budgets")
+    add_host_memory(parser)
     parser.set_defaults(run=run)
     return parser
 
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from sluice import doctor
 
     constants = doctor.load_constants(cache_folder())
-    on_gpu = predictions(plan, dense_bytes, constants)
+    on_gpu = predictions(plan, dense_bytes, constants, args.host_memory)
     payload = plan.to_dict() | {
         "dense_bytes": dense_bytes,
         "constants": constants.to_dict() if constants else None,
@@ -81,18 +82,29 @@ def plan_path(model: str, device_memory: str | int | None) -> tuple[ModelPlan, i
     return plan, dense_bytes_of(built) - experts
 
 
-def predictions(plan: ModelPlan, dense_bytes: int, constants: Any) -> list[MachinePrediction]:
+def predictions(
+    plan: ModelPlan, dense_bytes: int, constants: Any, host_memory: str | int | None = None
+) -> list[MachinePrediction]:
     """By this machine's GPU where doctor measured one, else by machines that are assumed.
 
-    Those hold every expert in RAM.
+    Args:
+        plan: The model and its budgets.
+        dense_bytes: Read for every token beside experts.
+        constants: Measured by `sluice doctor`, or None.
+        host_memory: As a session's; without it what a session here would take, and every expert
+            on a machine that is assumed.
+
+    Raises:
+        ConfigError: `host_memory` is no size.
     """
     rates = None if constants is None else device_rates(constants)
-    if rates is not None:
-        host = min(plan.total_bytes, available_bytes() * HOST_SHARE_PERCENT // 100)
-        return [predict(plan, dense_bytes, rates, host_bytes=host, assumed=False)]
+    host_bytes = plan.total_bytes
+    if rates is not None or host_memory is not None:
+        options = OffloadOptions(device_memory="100%", host_memory=host_memory)
+        host_bytes = options.host_bytes(plan.total_bytes, available_bytes())
     return [
-        predict(plan, dense_bytes, machine, host_bytes=plan.total_bytes, assumed=True)
-        for machine in REFERENCE_MACHINES
+        predict(plan, dense_bytes, machine, host_bytes=host_bytes, assumed=rates is None)
+        for machine in (REFERENCE_MACHINES if rates is None else (rates,))
     ]
 
 

@@ -16,7 +16,11 @@ from sluice.progress import bars_disabled
 
 
 def load_causal_lm(
-    folder: Path, *, dtype: torch.dtype | str = "auto", offload: OffloadOptions | None = None
+    folder: Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    offload: OffloadOptions | None = None,
+    device: str = "cpu",
 ) -> Any:
     """The causal language model of a local checkpoint, in eval mode.
 
@@ -24,21 +28,26 @@ def load_causal_lm(
         folder: A checkpoint folder.
         dtype: What activations and dense parts compute in; "auto" is the checkpoint's own.
         offload: How its experts are held; without it the model is the stock one.
+        device: Where the model runs, and offloaded experts have their slots: "cpu" or "cuda:N".
 
     Raises:
         ConfigError: transformers is missing or outside of the window.
-        UnsupportedModelError: The experts are of no structure that sluice knows.
+        UnsupportedModelError: The experts are of no structure that sluice knows, or the device is
+            none that this build computes on.
     """
     compat.version()
     from transformers import AutoModelForCausalLM
 
     from sluice.api import from_pretrained
 
+    placed = {} if device == "cpu" else {"device_map": device}
     with _no_bars():
         if offload is None:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **placed)
         else:
-            model = from_pretrained(AutoModelForCausalLM, str(folder), offload=offload, dtype=dtype)
+            model = from_pretrained(
+                AutoModelForCausalLM, str(folder), offload=offload, dtype=dtype, **placed
+            )
     return model.eval()
 
 

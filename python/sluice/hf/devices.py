@@ -32,6 +32,18 @@ def device_of(model: nn.Module) -> str:
     return name
 
 
+def choose_device(name: str) -> str:
+    """`name`, or for "auto" the first GPU that both this build and torch compute on, else "cpu".
+
+    Raises:
+        UnsupportedModelError: As `check_device`.
+    """
+    if name != "auto":
+        check_device(name, "device")
+        return name
+    return "cuda:0" if _core.num_cuda_devices() and torch.cuda.is_available() else "cpu"
+
+
 def check_device(name: str, what: str) -> None:
     """Refuses a device that this build cannot compute on.
 

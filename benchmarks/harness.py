@@ -53,7 +53,7 @@ def smoke(scenario: dict[str, Any]) -> dict[str, Any]:
         if table == "model" and "config" in scenario["model"]:
             merged["config"] = {**scenario["model"]["config"], **values.get("config", {})}
         small[table] = merged
-    small["stop"] = {"warmup": 0, "min_samples": 2, "max_samples": 2, "timeout_s": 60}
+    small["stop"] = {"warmup": 0, "min_samples": 2, "max_samples": 2, "timeout_s": 3600}
     return small
 
 
@@ -145,3 +145,27 @@ def logits_tolerance(dtype: torch.dtype, length: int) -> float:
     """How far two exact evaluations in `dtype` may lie apart, relative to the largest logit: the
     dtype's epsilon times the square root of the reduction length."""
     return float(torch.finfo(dtype).eps) * length**0.5
+
+
+def verdict(
+    name: str,
+    out: torch.Tensor,
+    other: torch.Tensor,
+    *,
+    judge: str,
+    what: str,
+    bitwise: bool,
+    tolerance: float,
+) -> str:
+    """What a row's `correct` says of an arm whose outputs were held against those of `judge`.
+
+    Errors: RuntimeError naming the arm; nothing is timed then.
+    """
+    if bitwise:
+        if not torch.equal(out, other):
+            raise RuntimeError(f"{name}: {what} differ from {judge}'s; nothing is timed")
+        return "bitwise"
+    error = float((out - other).abs().max() / other.abs().max())
+    if error > tolerance:
+        raise RuntimeError(f"{name}: {what} are {error:.3g} from {judge}'s, above {tolerance:.3g}")
+    return f"tolerance ({error:.2e} of {tolerance:.2e})"

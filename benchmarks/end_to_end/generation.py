@@ -11,7 +11,7 @@ import sluice
 from baselines import Arm, Sample, SluiceArm, make_arm
 from checkpoints import checkpoint
 from end_to_end.link_limit import LinkLimit, beside_gpu, probe
-from harness import alternate, logits_tolerance, row
+from harness import alternate, logits_tolerance, row, verdict
 from routing import Routes, recorded, sticky
 from sluice import _core, reference
 
@@ -214,19 +214,10 @@ def check(arms: dict[str, Arm], sample: Any, last: dict[str, Sample]) -> dict[st
     judge = exact[0] if exact else next(iter(arms))
     verdicts: dict[str, str] = {}
     for name, arm in arms.items():
-        mine, other = last[name].logits, last[judge].logits
-        if arm.bitwise:
-            if not torch.equal(mine, other):
-                raise RuntimeError(f"{name}: logits differ from {judge}'s; nothing is timed")
-            verdicts[name] = "bitwise"
-            continue
         config = arm.model.config
         length = config.hidden_size * config.num_hidden_layers
-        tolerance = logits_tolerance(arm.dtype, length)
-        error = float((mine - other).abs().max() / other.abs().max())
-        if error > tolerance:
-            raise RuntimeError(
-                f"{name}: logits are {error:.3g} from {judge}'s, above {tolerance:.3g}"
-            )
-        verdicts[name] = f"tolerance ({error:.2e} of {tolerance:.2e})"
+        verdicts[name] = verdict(
+            name, last[name].logits, last[judge].logits, judge=judge, what="logits",
+            bitwise=arm.bitwise, tolerance=logits_tolerance(arm.dtype, length),
+        )  # fmt: skip
     return verdicts

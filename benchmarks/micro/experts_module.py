@@ -10,7 +10,7 @@ import torch
 
 from baselines import make_arm
 from end_to_end.generation import model_folder, routes_of
-from harness import alternate, logits_tolerance, row
+from harness import alternate, logits_tolerance, row, verdict
 
 
 @torch.no_grad()
@@ -74,16 +74,13 @@ def measure(
     for one in samplers.values():
         one(0)
     judge = next(name for name, arm in arms.items() if arm.bitwise)
-    scale = float(outputs[judge].abs().max())
-    tolerance = logits_tolerance(dtype, width)
-    verdicts = {}
-    for name, out in outputs.items():
-        error = float((out - outputs[judge]).abs().max()) / scale
-        if error > tolerance:
-            raise RuntimeError(
-                f"{name}: outputs are {error:.3g} from {judge}'s, above {tolerance:.3g}"
-            )
-        verdicts[name] = f"tolerance ({error:.2e} of {tolerance:.2e})"
+    verdicts = {
+        name: verdict(
+            name, out, outputs[judge], judge=judge, what="outputs", bitwise=False,
+            tolerance=logits_tolerance(dtype, width),
+        )
+        for name, out in outputs.items()
+    }  # fmt: skip
     results = alternate(scenario, samplers)
     return [
         row(

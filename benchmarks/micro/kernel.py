@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from harness import alternate, row
+from harness import alternate
 from machine import last_level_cache_bytes
+from micro.read_loop import rate_row
 from sluice import _core, ops
 
 NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -85,26 +86,16 @@ def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
         for pool, parallel in pools.items():
             samplers[f"expert-decode:{pool}"] = decode(weights, shape, tokens, parallel)
         results = alternate(scenario, samplers)
-        loop = results["read-loop"][0]
-        for mode, (samples, stop) in results.items():
-            ratios = sorted(a / b for a, b in zip(samples, loop, strict=True))
-            rows.append(
-                row(
-                    scenario,
-                    mode=mode,
-                    metric=f"bytes_s_{tokens}_tokens",
-                    unit="B/s",
-                    better="higher",
-                    state="resident",
-                    samples=samples,
-                    stop=stop,
-                    correct="bitwise (tiers are compared in the tests)",
-                    config={**shape, "experts_per_call": per_call},
-                    data={"working_set_bytes": weights.bytes, "tokens": tokens},
-                    limit={
-                        "read_loop_bytes_s": sorted(loop)[len(loop) // 2],
-                        "achieved": ratios[len(ratios) // 2],
-                    },
-                )
+        rows += [
+            rate_row(
+                scenario,
+                mode,
+                results,
+                tokens=tokens,
+                working_set_bytes=weights.bytes,
+                correct="bitwise (tiers are compared in the tests)",
+                config={**shape, "experts_per_call": per_call},
             )
+            for mode in results
+        ]
     return rows

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
-from baselines.layer_arms import GATE, OnDevice, kind_of_cuda, place, wait_for
+from baselines.layers.arm import GATE
+from baselines.layers.gpu import OnDevice, kind_of_cuda, place, wait_for
 from checkpoints import DTYPES
-from harness import alternate, row
+from harness import alternate
+from micro.read_loop import Results, median_ratio, rate_row
 from sluice import _core
 from sluice.tensors import DTYPE_NAMES
 
@@ -160,34 +162,21 @@ def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def rows_of(
-    scenario: dict[str, Any],
-    layers: Layers,
-    tokens: int,
-    results: dict[str, tuple[list[float], str]],
+    scenario: dict[str, Any], layers: Layers, tokens: int, results: Results
 ) -> list[dict[str, Any]]:
-    def ratio(name: str, other: str) -> float:
-        pairs = zip(results[name][0], results[other][0], strict=True)
-        return statistics.median(a / b for a, b in pairs)
-
     rows = []
-    for name, (samples, stop) in results.items():
-        limit: dict[str, Any] = {
-            "read_loop_bytes_s": statistics.median(results["read-loop"][0]),
-            "achieved": ratio(name, "read-loop"),
-        }
+    for name in results:
+        limit: dict[str, Any] = {}
         if "copy" in results:
             limit["copy_bytes_s"] = statistics.median(results["copy"][0])
-            limit["achieved_of_copy"] = ratio(name, "copy")
+            limit["achieved_of_copy"] = median_ratio(results, name, "copy")
         rows.append(
-            row(
+            rate_row(
                 scenario,
-                mode=name,
-                metric=f"bytes_s_{tokens}_tokens",
-                unit="B/s",
-                better="higher",
-                state="resident",
-                samples=samples,
-                stop=stop,
+                name,
+                results,
+                tokens=tokens,
+                working_set_bytes=layers.bytes,
                 correct="tolerance (held against fp64 in tests/gpu)",
                 config={
                     "hidden": layers.hidden,
@@ -197,7 +186,6 @@ def rows_of(
                     "layer_bytes": layers.layer_bytes,
                     "clock": "events around replays of a graph" if place() != "cpu" else "host",
                 },
-                data={"working_set_bytes": layers.bytes, "tokens": tokens},
                 limit=limit,
             )
         )

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from baselines.layer_arms import Block, LayerArm, kind_of_cuda, make_layer_arm, place
+from baselines.layers import Block, LayerArm, make_layer_arm
+from baselines.layers.gpu import kind_of_cuda, place
 from checkpoints import DTYPES
 from end_to_end.generation import routes_of
-from harness import alternate, logits_tolerance, row
+from harness import alternate, logits_tolerance, row, verdict
 from sluice import _core, doctor
 from sluice.folders import PACK_SUFFIX, bench_folder, cache_folder
 from sluice.limit import Rates, device_limit, device_rates, host_limit, host_rates
@@ -162,18 +163,10 @@ def check(stack: Stack, arms: dict[str, LayerArm], dtype: torch.dtype) -> dict[s
     verdicts: dict[str, str] = {}
     for name, out in found.items():
         other = found[judge][-out.shape[0] :, : out.shape[1]]  # of accelerate the last token
-        if arms[name].bitwise:
-            if not torch.equal(out, other):
-                raise RuntimeError(f"{name}: outputs differ from {judge}'s; nothing is timed")
-            verdicts[name] = "bitwise"
-            continue
-        tolerance = logits_tolerance(dtype, stack.block.hidden)
-        error = float((out - other).abs().max() / other.abs().max())
-        if error > tolerance:
-            raise RuntimeError(
-                f"{name}: outputs are {error:.3g} from {judge}'s, above {tolerance:.3g}"
-            )
-        verdicts[name] = f"tolerance ({error:.2e} of {tolerance:.2e})"
+        verdicts[name] = verdict(
+            name, out, other, judge=judge, what="outputs", bitwise=arms[name].bitwise,
+            tolerance=logits_tolerance(dtype, stack.block.hidden),
+        )  # fmt: skip
     return verdicts
 
 

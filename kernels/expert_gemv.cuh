@@ -5,11 +5,11 @@
 #include "kernels/active_experts.cuh"
 #include "kernels/expert_gemv.h"
 #include "kernels/expert_matrix.cuh"
-#include "kernels/launch.h"
-#include "kernels/launch_check.h"
+#include "kernels/matrix_launch.cuh"
 
-// The body of the decode pair. Included by expert_gemv_{mma,fma}_cuda.cu, one per kind of
-// arithmetic, which instantiate `launch_gemv` at their end.
+// The body of the decode pair: which tiles a block takes, the way of weights and activations and
+// what becomes of the sums. How it multiplies is `Sums`: expert_gemv_{mma,fma}_cuda.cu, which
+// instantiate `launch_gemv`.
 
 namespace sluice::device {
 
@@ -44,90 +44,6 @@ template <class W>
 struct TileRows {
   const W* a = nullptr;
   const W* b = nullptr;
-};
-
-/// A lane's share of one warp's sums, on tensor cores: weights are the 16-row operand, tokens its 8
-/// columns, twice. Lane 4g + t holds rows g, g + 8 of tokens 2t, 2t + 1.
-template <class T>
-struct MmaSums {
-  ptx::Accumulators c[2] = {};
-
-  /// Adds the lane's 8 columns of both rows. `x` is column 0 of this step in shared memory.
-  __device__ __forceinline__ void add(const uint4& a, const uint4& b, const T* x, int pitch,
-                                      int tokens, int lane) {
-    const int g = lane / 4;
-    const int column = 8 * (lane % 4);
-    // The k index of an mma is only a label: words 0 and 1 of every lane make the first, 2 and 3
-    // the second, in both operands. Lanes of absent tokens read a real one; nobody looks at theirs.
-    const ptx::FragmentA first{{a.x, b.x, a.y, b.y}};
-    const ptx::FragmentA second{{a.z, b.z, a.w, b.w}};
-    const uint4 low = *reinterpret_cast<const uint4*>(x + (g < tokens ? g : 0) * pitch + column);
-    multiply_add<T>(c[0], first, ptx::FragmentB{{low.x, low.y}});
-    multiply_add<T>(c[0], second, ptx::FragmentB{{low.z, low.w}});
-    if (tokens <= 8) return;
-    const int token = g + 8 < tokens ? g + 8 : 0;
-    const uint4 high = *reinterpret_cast<const uint4*>(x + token * pitch + column);
-    multiply_add<T>(c[1], first, ptx::FragmentB{{high.x, high.y}});
-    multiply_add<T>(c[1], second, ptx::FragmentB{{high.z, high.w}});
-  }
-
-  __device__ __forceinline__ void store(float* partial, int tokens, int lane) const {
-    const int g = lane / 4;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int token = 8 * half + 2 * (lane % 4) + i % 2;
-        if (token < tokens) partial[token * kPartialPitch + g + 8 * (i / 2)] = c[half].r[i];
-      }
-    }
-  }
-};
-
-/// The same by FMA: the lane sums its own columns of rows g and g + 8 for every token, ascending;
-/// the four lanes of a row are added at the end, (0 + 1) + (2 + 3).
-template <class W>
-struct FmaSums {
-  static constexpr int kColumns = kPerLoad<W>;
-  float sums[kGemvTokens][2] = {};
-
-  __device__ __forceinline__ void add(const uint4& a, const uint4& b, const float* x, int pitch,
-                                      int tokens, int lane) {
-    float row_a[kColumns];
-    float row_b[kColumns];
-    widen_load<W>(a, row_a);
-    widen_load<W>(b, row_b);
-    const float* const column = x + kColumns * (lane % 4);
-#pragma unroll
-    for (int token = 0; token < kGemvTokens; ++token) {
-      if (token >= tokens) break;
-#pragma unroll
-      for (int i = 0; i < kColumns; i += 4) {
-        const float4 v = *reinterpret_cast<const float4*>(column + token * pitch + i);
-        const float values[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          sums[token][0] = __fmaf_rn(row_a[i + j], values[j], sums[token][0]);
-          sums[token][1] = __fmaf_rn(row_b[i + j], values[j], sums[token][1]);
-        }
-      }
-    }
-  }
-
-  __device__ __forceinline__ void store(float* partial, int tokens, int lane) {
-    const int g = lane / 4;
-#pragma unroll
-    for (int token = 0; token < kGemvTokens; ++token) {
-      if (token >= tokens) break;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float sum = sums[token][half];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        if (lane % 4 == token % 4) partial[token * kPartialPitch + g + 8 * half] = sum;
-      }
-    }
-  }
 };
 
 /// A warp's weights on their way: `kDepth` steps of both rows, each loaded again as soon as it is
@@ -194,9 +110,11 @@ __device__ __forceinline__ void stage(const ExpertMatrix& matrix, const RoutedRo
 // Numerics: see expert_gemv.h.
 // Requires: C % 8 == 0, rows 16-byte aligned; the plan's shared memory.
 // Source:   tokens as the mma's 8 columns: Marlin (Frantar et al. 2024); here without a repack.
-template <class W, class A, class Sums, bool kPaired, class List>
+template <class Sums, bool kPaired, class List>
 __global__ void __launch_bounds__(kGemvThreads, 2)
     expert_gemv_kernel(const __grid_constant__ GemvParams<List> p) {
+  using W = typename Sums::Weight;
+  using A = typename Sums::Activation;
   using Queue = WeightQueue<W>;
   SLUICE_DYNAMIC_SHARED(memory);
   // Two, used in turns: a warp may write the next item's sums while others still read this one's.
@@ -337,39 +255,30 @@ __global__ void __launch_bounds__(kGemvThreads, 2)
   }
 }
 
-/// One launch of either kind, any list.
-template <class W, class A, class Sums, class List>
-void launch_gemv(const char* name, const ExpertGemvPlan& plan, const List& list,
-                 const RoutedRows& routed, const ExpertMatrix& matrix, bool paired,
-                 const void* input, StreamHandle stream, bool overlap_previous) {
-  GemvParams<List> params{.list = list, .routed = routed, .matrix = matrix, .input = input};
-  params.warps_per_tile = plan.warps_per_tile;
-  params.num_tiles = plan.num_tiles;
-  params.tiles_per_item = plan.tiles_per_item;
-  params.items_per_expert = plan.items_per_expert;
-  params.whole_tokens = plan.whole_tokens;
-  params.whole_pitch = plan.whole_pitch;
-  params.segment_columns = plan.segment_columns;
-  params.segment_pitch = plan.segment_pitch;
-  params.stage_bytes = static_cast<std::int32_t>(plan.stage_bytes);
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(plan.blocks)),
-                          .block = dim3(kGemvThreads),
-                          .shared_bytes = plan.shared_bytes,
-                          .stream = to_cuda(stream),
-                          .overlap_previous = overlap_previous};
-  check_launch(name,
-               paired ? launch(name, shape, expert_gemv_kernel<W, A, Sums, true, List>, params)
-                      : launch(name, shape, expert_gemv_kernel<W, A, Sums, false, List>, params));
+/// By either arithmetic, any list.
+template <class Sums, class List>
+void launch_gemv(const ExpertGemvPlan& plan, const MatrixLaunch<List>& matrix) {
+  const GemvParams<List> params{.list = matrix.list,
+                                .routed = matrix.routed,
+                                .matrix = matrix.matrix,
+                                .input = matrix.input,
+                                .warps_per_tile = plan.warps_per_tile,
+                                .num_tiles = plan.num_tiles,
+                                .tiles_per_item = plan.tiles_per_item,
+                                .items_per_expert = plan.items_per_expert,
+                                .whole_tokens = plan.whole_tokens,
+                                .whole_pitch = plan.whole_pitch,
+                                .segment_columns = plan.segment_columns,
+                                .segment_pitch = plan.segment_pitch,
+                                .stage_bytes = static_cast<std::int32_t>(plan.stage_bytes)};
+  launch_matrix(matrix, plan.blocks, kGemvThreads, plan.shared_bytes, params,
+                expert_gemv_kernel<Sums, true, List>, expert_gemv_kernel<Sums, false, List>);
 }
 
 /// By kind of arithmetic; each in a .cu of its own.
 template <class List>
-void launch_gemv_mma(DType dtype, const char* name, const ExpertGemvPlan& plan, const List& list,
-                     const RoutedRows& routed, const ExpertMatrix& matrix, bool paired,
-                     const void* input, StreamHandle stream, bool overlap_previous);
+void launch_gemv_mma(DType dtype, const ExpertGemvPlan& plan, const MatrixLaunch<List>& matrix);
 template <class List>
-void launch_gemv_fma(DType weights, const char* name, const ExpertGemvPlan& plan, const List& list,
-                     const RoutedRows& routed, const ExpertMatrix& matrix, bool paired,
-                     const void* input, StreamHandle stream, bool overlap_previous);
+void launch_gemv_fma(DType weights, const ExpertGemvPlan& plan, const MatrixLaunch<List>& matrix);
 
 }  // namespace sluice::device

@@ -81,17 +81,13 @@ struct ExpertDownArgs {
 /// copy and no event wait between. down, which then reads the list, the offsets and its first
 /// weights early, must follow a gate_up that followed what wrote them.
 /// Errors: ConfigError for a pointer that is not aligned; DeviceError naming the kernel.
+template <ExpertList List>
 void launch_expert_gate_up(const ExpertProblem& problem, const ExpertGemvPlan& plan,
-                           const ExpertEntries& experts, const ExpertGateUpArgs& args,
-                           StreamHandle stream, bool overlap_previous = false);
-void launch_expert_gate_up(const ExpertProblem& problem, const ExpertGemvPlan& plan,
-                           const ExpertTable& experts, const ExpertGateUpArgs& args,
-                           StreamHandle stream, bool overlap_previous = false);
+                           const List& experts, const ExpertGateUpArgs& args, StreamHandle stream,
+                           bool overlap_previous = false);
+template <ExpertList List>
 void launch_expert_down(const ExpertProblem& problem, const ExpertGemvPlan& plan,
-                        const ExpertEntries& experts, const ExpertDownArgs& args,
-                        StreamHandle stream, bool overlap_previous = false);
-void launch_expert_down(const ExpertProblem& problem, const ExpertGemvPlan& plan,
-                        const ExpertTable& experts, const ExpertDownArgs& args, StreamHandle stream,
+                        const List& experts, const ExpertDownArgs& args, StreamHandle stream,
                         bool overlap_previous = false);
 
 }  // namespace sluice

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 
 #include "kernels/expert_weights.h"
@@ -30,6 +31,10 @@ struct ExpertTable {
   const ExpertWeights* experts = nullptr;  // [count], on the device
   std::int32_t count = 0;
 };
+
+/// A launcher's list, in either form.
+template <class T>
+concept ExpertList = std::same_as<T, ExpertEntries> || std::same_as<T, ExpertTable>;
 
 /// The rows of a call by expert, as `launch_route` writes them. Device pointers.
 struct RoutedRows {

@@ -5,11 +5,11 @@
 #include "kernels/active_experts.cuh"
 #include "kernels/expert_matrix.cuh"
 #include "kernels/expert_tiles.h"
-#include "kernels/launch.h"
-#include "kernels/launch_check.h"
+#include "kernels/matrix_launch.cuh"
 
-// The body of the many-token kernels. Included by expert_tiles_{mma,fma}_cuda.cu, one per kind of
-// arithmetic, which instantiate `launch_tiles` at their end.
+// The body of the many-token kernels: which tile a block takes, the copies of its operands and what
+// becomes of its sums. How it multiplies is `Math`: expert_tiles_{mma,fma}_cuda.cu, which
+// instantiate `launch_tiles`.
 
 namespace sluice::device {
 
@@ -132,175 +132,6 @@ struct TileCopy {
   }
 };
 
-/// Tensor cores: 8 warps of 16 + 16 rows by 32 tokens. Rows of 128 bytes whose 16-byte chunks are
-/// turned by the row's number, so that the eight rows of an ldmatrix lie in different banks.
-template <class T>
-struct MmaTile {
-  using Weight = T;
-  using Activation = T;
-  static constexpr int kStep = 64;
-  static constexpr int kRowBytes = kStep * static_cast<int>(sizeof(T));
-  static constexpr int kHalfBytes = (kTileRows + kTileTokens) * kRowBytes;
-  static constexpr int kTokenGroups = 4;  // of 8 tokens
-
-  ptx::Accumulators c[2][kTokenGroups] = {};  // [lower or upper half of the rows]
-
-  static __device__ __forceinline__ unsigned char* weight_chunk(unsigned char* half, int row,
-                                                                int chunk) {
-    return half + row * kRowBytes + (chunk ^ row % 8) * 16;
-  }
-  static __device__ __forceinline__ unsigned char* token_chunk(unsigned char* half, int token,
-                                                               int chunk) {
-    return weight_chunk(half, kTileRows + token, chunk);
-  }
-
-  static __device__ __forceinline__ int warp_row() {
-    return static_cast<int>(threadIdx.x) / 64 * 16;
-  }
-  static __device__ __forceinline__ int warp_token() {
-    return static_cast<int>(threadIdx.x) / 32 % 2 * 32;
-  }
-
-  __device__ __forceinline__ void add(unsigned char* half, int tokens) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    if (warp_token() >= tokens) return;
-#pragma unroll
-    for (int k = 0; k < kStep / 16; ++k) {
-      ptx::FragmentA a[2];
-#pragma unroll
-      for (int upper = 0; upper < 2; ++upper) {
-        // Matrices: rows 0-7 and 8-15 of columns 0-7, then of 8-15: A's four words.
-        const int row = upper * kHalfRows + warp_row() + lane % 16;
-        ptx::ldmatrix_x4(a[upper].r, weight_chunk(half, row, 2 * k + lane / 16));
-      }
-#pragma unroll
-      for (int group = 0; group < kTokenGroups; group += 2) {
-        // Matrices: columns 0-7 and 8-15 of tokens 0-7, then of tokens 8-15: B's two words, twice.
-        const int token = warp_token() + 8 * group + lane / 16 * 8 + lane % 8;
-        std::uint32_t b[4];
-        ptx::ldmatrix_x4(b, token_chunk(half, token, 2 * k + lane / 8 % 2));
-#pragma unroll
-        for (int upper = 0; upper < 2; ++upper) {
-          multiply_add<T>(c[upper][group], a[upper], ptx::FragmentB{{b[0], b[1]}});
-          multiply_add<T>(c[upper][group + 1], a[upper], ptx::FragmentB{{b[2], b[3]}});
-        }
-      }
-    }
-  }
-
-  __device__ __forceinline__ void store(float* partial, int tokens) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-    for (int group = 0; group < kTokenGroups; ++group) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int token = warp_token() + 8 * group + 2 * (lane % 4) + i % 2;
-        const int row = warp_row() + lane / 4 + i / 2 * 8;
-        if (token >= tokens) continue;
-        partial[token * kSumPitch + row] = c[0][group].r[i];
-        partial[token * kSumPitch + kHalfRows + row] = c[1][group].r[i];
-      }
-    }
-  }
-};
-
-/// FMA: a thread has 4 + 4 rows by 4 tokens, and adds columns one by one in ascending order.
-template <class W>
-struct FmaTile {
-  using Weight = W;
-  using Activation = float;
-  static constexpr int kStep = 32;
-  // Odd multiples of 16 bytes: eight rows read at once lie in different banks.
-  static constexpr int kWeightPitch = kStep * static_cast<int>(sizeof(W)) + 16;
-  static constexpr int kTokenPitch = kStep * 4 + 16;
-  static constexpr int kTokensAt = kTileRows * kWeightPitch;
-  static constexpr int kHalfBytes = kTokensAt + kTileTokens * kTokenPitch;
-
-  float sums[2][4][4] = {};  // [half][row][token]
-
-  static __device__ __forceinline__ unsigned char* weight_chunk(unsigned char* half, int row,
-                                                                int chunk) {
-    return half + row * kWeightPitch + chunk * 16;
-  }
-  static __device__ __forceinline__ unsigned char* token_chunk(unsigned char* half, int token,
-                                                               int chunk) {
-    return half + kTokensAt + token * kTokenPitch + chunk * 16;
-  }
-
-  // Neighbouring threads have neighbouring rows, which are neighbours in the output.
-  static __device__ __forceinline__ int thread_row() { return static_cast<int>(threadIdx.x) % 16; }
-  static __device__ __forceinline__ int thread_token() {
-    return static_cast<int>(threadIdx.x) / 16;
-  }
-
-  __device__ __forceinline__ void add(unsigned char* half, int tokens) {
-    constexpr int kColumns = kPerLoad<W>;
-#pragma unroll 1
-    for (int k = 0; k < kStep / kColumns; ++k) {
-#pragma unroll
-      for (int part = 0; part < kColumns / 4; ++part) {
-        float x[4][4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float4 v = *reinterpret_cast<const float4*>(
-              token_chunk(half, thread_token() + 16 * j, k * (kColumns / 4) + part));
-          x[j][0] = v.x;
-          x[j][1] = v.y;
-          x[j][2] = v.z;
-          x[j][3] = v.w;
-        }
-#pragma unroll
-        for (int upper = 0; upper < 2; ++upper) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int row = upper * kHalfRows + thread_row() + 16 * i;
-            float w[4];
-            load_four(weight_chunk(half, row, k) + part * 4 * sizeof(W), w);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              if (16 * j >= tokens) break;
-#pragma unroll
-              for (int column = 0; column < 4; ++column) {
-                sums[upper][i][j] = __fmaf_rn(w[column], x[j][column], sums[upper][i][j]);
-              }
-            }
-          }
-        }
-      }
-    }
-  }
-
-  static __device__ __forceinline__ void load_four(const unsigned char* from, float (&w)[4]) {
-    if constexpr (sizeof(W) == 4) {
-      const float4 v = *reinterpret_cast<const float4*>(from);
-      w[0] = v.x;
-      w[1] = v.y;
-      w[2] = v.z;
-      w[3] = v.w;
-    } else {
-      const uint2 v = *reinterpret_cast<const uint2*>(from);
-      w[0] = widen(W{static_cast<std::uint16_t>(v.x)});
-      w[1] = widen(W{static_cast<std::uint16_t>(v.x >> 16)});
-      w[2] = widen(W{static_cast<std::uint16_t>(v.y)});
-      w[3] = widen(W{static_cast<std::uint16_t>(v.y >> 16)});
-    }
-  }
-
-  __device__ __forceinline__ void store(float* partial, int tokens) const {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int token = thread_token() + 16 * j;
-      if (token >= tokens) break;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = thread_row() + 16 * i;
-        partial[token * kSumPitch + row] = sums[0][i][j];
-        partial[token * kSumPitch + kHalfRows + row] = sums[1][i][j];
-      }
-    }
-  }
-};
-
 // One expert's matrix times its many tokens: 64 tokens by 128 rows per item, all columns in one
 // block.
 //
@@ -376,40 +207,32 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
 }
 
+/// By either arithmetic, any list.
 template <class Math, class List>
-void launch_tiles(const char* name, const ExpertTilesPlan& plan, const List& list,
-                  const RoutedRows& routed, const ExpertMatrix& matrix, std::int32_t min_tokens,
-                  const void* input, StreamHandle stream, bool overlap_previous) {
+void launch_tiles(const ExpertTilesPlan& plan, const MatrixLaunch<List>& matrix,
+                  std::int32_t min_tokens) {
   require<InternalError>(plan.stage_bytes == 2 * Math::kHalfBytes, [&] {
-    return std::string(name) + ": got a plan with a buffer of " + std::to_string(plan.stage_bytes) +
-           " bytes, expected " + std::to_string(2 * Math::kHalfBytes);
+    return std::string(matrix.name) + ": got a plan with a buffer of " +
+           std::to_string(plan.stage_bytes) + " bytes, expected " +
+           std::to_string(2 * Math::kHalfBytes);
   });
-  const TileParams<List> params{.list = list,
-                                .routed = routed,
-                                .matrix = matrix,
-                                .input = input,
+  const TileParams<List> params{.list = matrix.list,
+                                .routed = matrix.routed,
+                                .matrix = matrix.matrix,
+                                .input = matrix.input,
                                 .min_tokens = min_tokens,
                                 .row_tiles = plan.row_tiles,
                                 .stage_bytes = static_cast<std::int32_t>(plan.stage_bytes)};
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(plan.blocks)),
-                          .block = dim3(kTileThreads),
-                          .shared_bytes = plan.shared_bytes,
-                          .stream = to_cuda(stream),
-                          .overlap_previous = overlap_previous};
-  check_launch(name, plan.paired
-                         ? launch(name, shape, expert_tiles_kernel<Math, true, List>, params)
-                         : launch(name, shape, expert_tiles_kernel<Math, false, List>, params));
+  launch_matrix(matrix, plan.blocks, kTileThreads, plan.shared_bytes, params,
+                expert_tiles_kernel<Math, true, List>, expert_tiles_kernel<Math, false, List>);
 }
 
 /// By kind of arithmetic; each in a .cu of its own.
 template <class List>
-void launch_tiles_mma(DType dtype, const char* name, const ExpertTilesPlan& plan, const List& list,
-                      const RoutedRows& routed, const ExpertMatrix& matrix, std::int32_t min_tokens,
-                      const void* input, StreamHandle stream, bool overlap_previous);
+void launch_tiles_mma(DType dtype, const ExpertTilesPlan& plan, const MatrixLaunch<List>& matrix,
+                      std::int32_t min_tokens);
 template <class List>
-void launch_tiles_fma(DType weights, const char* name, const ExpertTilesPlan& plan,
-                      const List& list, const RoutedRows& routed, const ExpertMatrix& matrix,
-                      std::int32_t min_tokens, const void* input, StreamHandle stream,
-                      bool overlap_previous);
+void launch_tiles_fma(DType weights, const ExpertTilesPlan& plan, const MatrixLaunch<List>& matrix,
+                      std::int32_t min_tokens);
 
 }  // namespace sluice::device

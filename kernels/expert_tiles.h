@@ -72,31 +72,22 @@ struct TileDownArgs {
 };
 
 /// `overlap_previous`: as in expert_gemv.h. Errors: likewise.
+template <ExpertList List>
 void launch_tile_gate_up(const ExpertProblem& problem, const ExpertTilesPlan& plan,
-                         const ExpertEntries& experts, const TileGateUpArgs& args,
-                         StreamHandle stream, bool overlap_previous = false);
-void launch_tile_gate_up(const ExpertProblem& problem, const ExpertTilesPlan& plan,
-                         const ExpertTable& experts, const TileGateUpArgs& args,
-                         StreamHandle stream, bool overlap_previous = false);
+                         const List& experts, const TileGateUpArgs& args, StreamHandle stream,
+                         bool overlap_previous = false);
+template <ExpertList List>
 void launch_tile_gate_up_raw(const ExpertProblem& problem, std::int64_t w13_rows,
-                             const ExpertTilesPlan& plan, const ExpertEntries& experts,
+                             const ExpertTilesPlan& plan, const List& experts,
                              const TileGateUpArgs& args, StreamHandle stream,
                              bool overlap_previous = false);
-void launch_tile_gate_up_raw(const ExpertProblem& problem, std::int64_t w13_rows,
-                             const ExpertTilesPlan& plan, const ExpertTable& experts,
-                             const TileGateUpArgs& args, StreamHandle stream,
-                             bool overlap_previous = false);
+template <ExpertList List>
 void launch_tile_down(const ExpertProblem& problem, const ExpertTilesPlan& plan,
-                      const ExpertEntries& experts, const TileDownArgs& args, StreamHandle stream,
+                      const List& experts, const TileDownArgs& args, StreamHandle stream,
                       bool overlap_previous = false);
-void launch_tile_down(const ExpertProblem& problem, const ExpertTilesPlan& plan,
-                      const ExpertTable& experts, const TileDownArgs& args, StreamHandle stream,
-                      bool overlap_previous = false);
+template <ExpertList List>
 void launch_tile_down_compact(const ExpertProblem& problem, const ExpertTilesPlan& plan,
-                              const ExpertEntries& experts, const TileDownArgs& args,
-                              StreamHandle stream, bool overlap_previous = false);
-void launch_tile_down_compact(const ExpertProblem& problem, const ExpertTilesPlan& plan,
-                              const ExpertTable& experts, const TileDownArgs& args,
-                              StreamHandle stream, bool overlap_previous = false);
+                              const List& experts, const TileDownArgs& args, StreamHandle stream,
+                              bool overlap_previous = false);
 
 }  // namespace sluice

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from sluice import _core, log
-from sluice.config import HOST_SHARE_PERCENT, OffloadOptions
+from sluice.config import OffloadOptions
 from sluice.errors import ConfigError, SluiceError
-from sluice.memory import available_bytes
+from sluice.host_memory import host_settings
 from sluice.report import report_text
+from sluice.session_end import end_core, inside, open_sessions
 from sluice.stats import HostTier, Stats
-from sluice.text import format_bytes
 from sluice.timeline import Span, write_chrome_trace
 
 if TYPE_CHECKING:
@@ -29,10 +27,7 @@ _CALLBACKS = ("gate_callback", "post_callback")
 OPERATOR_FAILED = "sluice::experts_forward failed"
 """Begins the text of the RuntimeError behind which `_core.take_error` has the real one."""
 
-_LEAVING_S = 5.0
 _LOOK_S = 0.1
-_inside: set[tuple[int, int]] = set()  # (thread, session) of calls that wait in the core
-os.register_at_fork(after_in_child=_inside.clear)  # those threads are not in the child
 
 
 class Session:
@@ -103,7 +98,7 @@ class Session:
         self._core = self._open_core(device)
         self.handle = self._core.handle
         self._end = self._finalizer()
-        _open.add(self)
+        open_sessions.add(self)
 
     def experts_forward(
         self, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
@@ -196,10 +191,10 @@ class Session:
         """Waits until nothing is in flight; hints are cancelled."""
         here = (threading.get_ident(), self.handle)
         try:
-            _inside.add(here)
+            inside.add(here)
             self._core.drain()
         finally:
-            _inside.discard(here)
+            inside.discard(here)
 
     def move_to(self, device: str) -> None:
         """Serves calls of another device from now on: new slots there, the old ones given back.
@@ -244,7 +239,7 @@ class Session:
                 return
             self._closing = True
             try:
-                _inside.add(here)
+                inside.add(here)
                 while self._hooks:
                     hook = self._hooks.pop()
                     try:
@@ -259,7 +254,7 @@ class Session:
                     raise
             finally:
                 self._closing = False
-                _inside.discard(here)
+                inside.discard(here)
 
     @property
     def closed(self) -> bool:
@@ -288,7 +283,7 @@ class Session:
             raise self._inherited()
         here = (threading.get_ident(), self.handle)
         try:
-            _inside.add(here)
+            inside.add(here)
             return self._operator(self.handle, layer, hidden, ids, weights)
         except RuntimeError as error:
             # By object first: its error is its own, also where another thread closed it meanwhile.
@@ -297,12 +292,12 @@ class Session:
             if cause is None:
                 raise
         finally:
-            _inside.discard(here)
+            inside.discard(here)
         log.pull()
         raise cause
 
     def _finalizer(self) -> weakref.finalize[..., Session]:
-        return weakref.finalize(self, _end, self._core, self._layer_names, self._pid)
+        return weakref.finalize(self, end_core, self._core, self._layer_names, self._pid)
 
     def _inherited(self) -> BaseException:
         return _core.take_error(self.handle) or SluiceError(
@@ -326,38 +321,13 @@ class Session:
             self.store,
             device=device,
             device_memory=self.budget_bytes,
-            **self._host_settings(device),
+            **host_settings(options, self.store.total_slot_bytes, device),
             prefill=options.prefill,
             policy=options.policy,
             io_threads=options.io_threads,
             timeline=options.timeline,
             gates=[self._gate(index, layer) for index, layer in enumerate(self._layers)],
         )
-
-    def _host_settings(self, device: str) -> dict[str, Any]:
-        options = self.options
-        if not _core.has_host_tier(device):
-            for name in ("host_memory", "pinned_cap"):
-                if getattr(options, name) is not None:
-                    raise ConfigError(
-                        f"{name}: got {getattr(options, name)!r} for experts on the {device}, "
-                        "whose slots are RAM; leave it out, or load the model on a GPU"
-                    )
-            return {}
-        free = available_bytes()
-        host = options.host_bytes(self.store.total_slot_bytes, free)
-        if options.host_memory is None and options.host_tier != "none":
-            log.LOGGER.info(
-                "host tier: %s of RAM (%d %% of the %s that are free, at most all experts)",
-                format_bytes(host),
-                HOST_SHARE_PERCENT,
-                format_bytes(free),
-            )
-        return {
-            "host_memory": host,
-            "host_tier": options.host_tier,
-            "pinned_cap": options.pinned_cap_bytes(),
-        }
 
     def _gate(self, index: int, layer: Mapping[str, Any]) -> dict[str, Any]:
         gate = {key: layer[key] for key in ("kind", "interleaved", "alpha", "limit")}
@@ -370,9 +340,6 @@ class Session:
         return gate
 
 
-_open: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
 def _weakly(owner: weakref.ref[Session], key: tuple[int, str]) -> Callable[..., None]:
     def call(*args: Any) -> None:
         session = owner()
@@ -381,38 +348,3 @@ def _weakly(owner: weakref.ref[Session], key: tuple[int, str]) -> Callable[..., 
         session._callbacks[key](*args)  # pyright: ignore[reportPrivateUsage]
 
     return call
-
-
-@atexit.register
-def _leave() -> None:
-    """Ends what is open, then lets daemon threads come out of the core before Python ends.
-
-    A thread that takes the GIL again after that is ended where it stands, and C++ frames that it
-    stands in end the process with it.
-    """
-    for session in list(_open):
-        try:
-            # Not close: nobody needs his weights back any more.
-            session._end()  # pyright: ignore[reportPrivateUsage]
-        except SluiceError as error:
-            log.LOGGER.error("%r: %s", session, error)
-    deadline = time.monotonic() + _LEAVING_S
-    while _inside and time.monotonic() < deadline:
-        time.sleep(0.001)
-
-
-def _end(core: _core.Session, layer_names: Sequence[str], opened_in: int) -> None:
-    """Closes the core, and writes SLUICE_TRACE's timeline; at exit and when dropped, too."""
-    if os.getpid() != opened_in:  # a forked child: not its session, nor its locks
-        return
-    path = os.environ.get("SLUICE_TRACE")
-    if path:
-        target = Path(path)
-        if core.handle > 1:  # one file per session
-            target = target.with_name(f"{target.stem}.{core.handle}{target.suffix}")
-        try:
-            write_chrome_trace(target, core.timeline(), layer_names)
-        except OSError as error:
-            log.LOGGER.error("SLUICE_TRACE: cannot write %s: %s", target, error)
-    core.close()
-    log.pull()

@@ -39,6 +39,8 @@ class ExpertCompute {
   virtual void one(const ReadyExpert& expert) = 0;
   /// Writes `out`, in k order.
   virtual void combine_rows() = 0;
+  /// Gives the scratch back. No call follows.
+  virtual void close() noexcept = 0;
 
   [[nodiscard]] virtual std::int64_t generic_gate_calls() const = 0;
   [[nodiscard]] virtual std::uint64_t workspace_bytes() const = 0;

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "kernels/combine_gpu.h"
+#include "kernels/dependent_launch.h"
 #include "kernels/expert_gemv.h"
 #include "kernels/expert_tiles.h"
 #include "kernels/route.h"
@@ -31,6 +32,7 @@ class DeviceScratch {
     return reinterpret_cast<T*>(buffer_.data());
   }
   [[nodiscard]] std::uint64_t bytes() const { return buffer_.bytes(); }
+  void free() noexcept { buffer_ = {}; }
 
  private:
   Device& device_;
@@ -38,15 +40,19 @@ class DeviceScratch {
   DeviceBuffer buffer_;
 };
 
+bool begins_early(Device& device) {
+  const DeviceScope here(device);
+  return supports_dependent_launch();
+}
+
 class CudaCompute final : public ExpertCompute {
  public:
   explicit CudaCompute(Device& device)
       : device_(device),
         gpu_{.num_multiprocessors = device.traits().num_multiprocessors,
-             .shared_bytes_per_block = device.traits().shared_bytes_per_block} {}
-  ~CudaCompute() override {
-    if (last_use_ != EventHandle{}) device_.release(last_use_);
-  }
+             .shared_bytes_per_block = device.traits().shared_bytes_per_block},
+        chains_(begins_early(device)) {}
+  ~CudaCompute() override { close(); }
 
   [[nodiscard]] const Grouping& begin(const ForwardArgs& args, const StoredLayer& layer,
                                       const LayerSpec& spec) override;
@@ -56,6 +62,7 @@ class CudaCompute final : public ExpertCompute {
   void several(std::span<const ReadyExpert> experts) override;
   void one(const ReadyExpert& expert) override;
   void combine_rows() override;
+  void close() noexcept override;
 
   [[nodiscard]] std::int64_t generic_gate_calls() const override { return generic_gate_calls_; }
   [[nodiscard]] std::uint64_t workspace_bytes() const override { return workspace_bytes_; }
@@ -82,6 +89,7 @@ class CudaCompute final : public ExpertCompute {
 
   Device& device_;
   const GpuTraits gpu_;
+  const bool chains_;  // kernels may begin while the one ahead in the stream ends
   const ForwardArgs* args_ = nullptr;
   const StoredLayer* layer_ = nullptr;
   const LayerSpec* spec_ = nullptr;
@@ -94,7 +102,7 @@ class CudaCompute final : public ExpertCompute {
   bool used_ = false;  // the scratch, by a call on last_stream_
   StreamHandle last_stream_{};
   EventHandle last_use_{};  // behind that call; {}: it ended early
-  bool overlaps_ = false;   // the work just ahead is a kernel of this chain
+  bool overlaps_ = false;   // the work just ahead is a kernel of this chain, and `chains_`
 
   DeviceScratch host_routing_{device_, MemoryKind::kPinned};
   DeviceScratch row_scratch_{device_, MemoryKind::kDevice};      // offsets [E + 1], rows [T · K]
@@ -221,8 +229,8 @@ void CudaCompute::gemv(const ExpertEntries& entries) {
   launch_expert_gate_up(problem_, plan_expert_gate_up(problem_, entries.count, num_entries(), gpu_),
                         entries, {.routed = routed(), .hidden = args_->hidden, .h = h_}, stream);
   launch_expert_down(problem_, plan_expert_down(problem_, entries.count, num_entries(), gpu_),
-                     entries, {.routed = routed(), .h = h_, .scratch = results_}, stream, true);
-  overlaps_ = true;
+                     entries, {.routed = routed(), .h = h_, .scratch = results_}, stream, chains_);
+  overlaps_ = chains_;
 }
 
 void CudaCompute::tiles(const ExpertEntries& entries) {
@@ -233,8 +241,8 @@ void CudaCompute::tiles(const ExpertEntries& entries) {
       stream);
   launch_tile_down(problem_, plan_tile_down(problem_, entries.count, num_entries(), gpu_), entries,
                    {.routed = routed(), .min_tokens = kGemvTokens + 1, .h = h_, .out = results_},
-                   stream, true);
-  overlaps_ = true;
+                   stream, chains_);
+  overlaps_ = chains_;
 }
 
 void CudaCompute::one(const ReadyExpert& expert) {
@@ -280,7 +288,7 @@ void CudaCompute::one(const ReadyExpert& expert) {
                         {.compact = after, .offsets = offsets_, .rows = rows_, .scratch = results_},
                         stream);
   }
-  overlaps_ = true;
+  overlaps_ = chains_;
 }
 
 void CudaCompute::call_back(const decltype(LayerSpec::gate_callback)& callback, const char* what,
@@ -288,6 +296,7 @@ void CudaCompute::call_back(const decltype(LayerSpec::gate_callback)& callback, 
                             const void* in, void* out) {
   const int code =
       callback(args_->layer, args_->activations, rows, in_columns, out_columns, in, out);
+  (void)device_.enter_thread();  // it may have chosen another device
   require<InternalError>(code == 0, [&] {
     return "forward of " + layer_->name + ": the " + what + " gave code " + std::to_string(code) +
            ", expected 0";
@@ -309,6 +318,15 @@ void CudaCompute::combine_rows() {
                    args_->stream, overlaps_);
   }
   last_use_ = device_.record(args_->stream);
+}
+
+void CudaCompute::close() noexcept {
+  if (last_use_ != EventHandle{}) device_.release(std::exchange(last_use_, {}));
+  for (DeviceScratch* const scratch : {&host_routing_, &row_scratch_, &h_scratch_, &result_scratch_,
+                                       &raw_scratch_, &compact_scratch_}) {
+    scratch->free();
+  }
+  workspace_bytes_ = 0;
 }
 
 }  // namespace

@@ -103,8 +103,9 @@ struct Engine::Impl {
         plan(plan_memory(options.device_memory, slot_demand(*parts.store, use_in_place))),
         host_plan(plan_host(*parts.store, *parts.device, options)),
         timeline(options.timeline ? std::size_t{1} << 16 : 0),
-        loader(parts.store, *parts.device, take_path(), *parts.clock, options.policy, plan,
-               timeline, parts.drive),
+        loader(
+            parts.store, *parts.device, [this] { return take_path(); }, *parts.clock,
+            options.policy, plan, timeline, parts.drive),
         run({.store = *parts.store,
              .device = *parts.device,
              .clock = *parts.clock,
@@ -120,7 +121,7 @@ struct Engine::Impl {
     loader.step();  // the host tier begins to fill
   }
 
-  /// Slots of the device are taken before the host's: what a GPU refuses costs no RAM.
+  /// Of the loader, which has taken the device's slots by then: what a GPU refuses costs no RAM.
   std::unique_ptr<TransferPath> take_path() {
     if (parts.path) return std::move(parts.path);
     if (parts.device->traits().host_memory) {
@@ -201,6 +202,7 @@ void Engine::forward(const ForwardArgs& args) {
   const TurnGuard guard(impl.turn, "forward", impl.parts.interrupted);
   require<Error>(!impl.closed, [] { return std::string("forward: session closed"); });
   if (impl.device_failure) std::rethrow_exception(impl.device_failure);
+  const DeviceScope here(*impl.parts.device);
   require<ConfigError>(!impl.parts.device->is_capturing(args.stream), [] {
     return std::string(
         "forward: got a stream that is being captured, expected one that runs; a graph would "
@@ -210,8 +212,8 @@ void Engine::forward(const ForwardArgs& args) {
   const Nanos begin = impl.parts.clock->now();
   try {
     impl.run.run(args, impl.layers[static_cast<std::size_t>(to_int(args.layer))]);
-  } catch (const DeviceError&) {
-    impl.device_failure = std::current_exception();
+  } catch (const DeviceError& error) {
+    if (error.is_for_good()) impl.device_failure = std::current_exception();
     throw;
   }
   impl.timeline.add({.kind = SpanKind::kForward,
@@ -248,6 +250,7 @@ EngineStats Engine::stats() const {
     stats.host_tier_bytes = host.capacity_bytes;
     stats.host_filled_bytes = host.filled_bytes;
     stats.pinned_bytes = host.pinned_bytes;
+    degraded("host_fill_errors", static_cast<std::uint64_t>(staged.fill_errors));
     degraded("unpinned_host_bytes", host.pageable_bytes);
     degraded("pageable_copy_bytes", impl.staged->copies().pageable_bytes);
   }
@@ -281,6 +284,7 @@ void Engine::close() {
   const TurnGuard guard(impl.turn, "close", nullptr);
   if (impl.closed.exchange(true)) return;
   impl.loader.close();
+  impl.parts.compute->close();
 }
 
 }  // namespace sluice

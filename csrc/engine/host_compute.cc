@@ -126,14 +126,21 @@ void HostCompute::combine_rows() {
           layer_->layout.hidden, args_->activations, args_->out, parallel_);
 }
 
+std::array<Scratch*, 10> HostCompute::scratches() {
+  return {&row_scratch_,     &input_scratch_,       &decode_scratch_, &gather_scratch_,
+          &gate_up_scratch_, &gate_up_f32_scratch_, &h_scratch_,      &h_f32_scratch_,
+          &result_scratch_,  &widen_scratch_};
+}
+
 void HostCompute::count_workspace() {
   std::uint64_t bytes = 0;
-  for (const Scratch* scratch :
-       {&row_scratch_, &input_scratch_, &decode_scratch_, &gather_scratch_, &gate_up_scratch_,
-        &gate_up_f32_scratch_, &h_scratch_, &h_f32_scratch_, &result_scratch_, &widen_scratch_}) {
-    bytes += scratch->bytes();
-  }
+  for (const Scratch* const scratch : scratches()) bytes += scratch->bytes();
   workspace_bytes_ = bytes;
+}
+
+void HostCompute::close() noexcept {
+  for (Scratch* const scratch : scratches()) scratch->free();
+  workspace_bytes_ = 0;
 }
 
 }  // namespace sluice

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <span>
@@ -39,6 +40,7 @@ class HostCompute final : public ExpertCompute {
   void several(std::span<const ReadyExpert> experts) override;
   void one(const ReadyExpert& expert) override;
   void combine_rows() override;
+  void close() noexcept override;
 
   [[nodiscard]] std::int64_t generic_gate_calls() const override { return generic_gate_calls_; }
   [[nodiscard]] std::uint64_t workspace_bytes() const override { return workspace_bytes_; }
@@ -61,6 +63,7 @@ class HostCompute final : public ExpertCompute {
 #endif
     return rows_ + idx * layer_->layout.hidden;
   }
+  [[nodiscard]] std::array<Scratch*, 10> scratches();
   void count_workspace();
 
   ParallelFor& parallel_;

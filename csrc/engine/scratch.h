@@ -29,13 +29,13 @@ class Scratch {
     return static_cast<T*>(data_);
   }
   [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
-
- private:
-  void free() {
+  void free() noexcept {
     if (data_ != nullptr) ::operator delete(data_, std::align_val_t{kSlotAlignment});
     data_ = nullptr;
     bytes_ = 0;
   }
+
+ private:
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
 };

@@ -62,7 +62,10 @@ class CudaCopyLink final : public CopyLink {
     }
     changed_.notify_all();
     const MutexLock lock(join_mu_);
-    if (thread_.joinable()) thread_.join();
+    if (!thread_.joinable()) return;
+    thread_.join();
+    for (DeviceBuffer& buffer : staging_) buffer = {};
+    staging_bytes_ = 0;
   }
 
  private:
@@ -92,6 +95,7 @@ class CudaCopyLink final : public CopyLink {
   }
 
   void work() {
+    (void)device_.enter_thread();
     ChunkCopy copy;
     for (;;) {
       const Next next = take(copy);

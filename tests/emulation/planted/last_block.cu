@@ -51,18 +51,8 @@ __global__ void wait_kernel(Buffers p) {
 }  // namespace
 
 Kernel last_block_kernel(Bug bug) {
-  switch (bug) {
-    case Bug::kNone:
-      return combine_kernel<Bug::kNone>;
-    case Bug::kPlainCounter:
-      return combine_kernel<Bug::kPlainCounter>;
-    case Bug::kNoFence:
-      return combine_kernel<Bug::kNoFence>;
-    case Bug::kFenceBeforeTheBarrier:
-      return combine_kernel<Bug::kFenceBeforeTheBarrier>;
-    default:
-      return nullptr;
-  }
+  return one_of<Bug::kNone, Bug::kPlainCounter, Bug::kNoFence, Bug::kFenceBeforeTheBarrier>(
+      bug, [](auto is) -> Kernel { return combine_kernel<is>; });
 }
 
 Kernel unordered_blocks_kernel() { return unordered_kernel; }

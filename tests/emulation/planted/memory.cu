@@ -63,28 +63,15 @@ __global__ void write_kernel(Buffers p) { p.scratch[threadIdx.x] = static_cast<i
 }  // namespace
 
 Kernel memory_kernel(Bug bug) {
-  switch (bug) {
-    case Bug::kNone:
-      return shared_kernel<Bug::kNone>;
-    case Bug::kPastStaticShared:
-      return shared_kernel<Bug::kPastStaticShared>;
-    case Bug::kPastDynamicShared:
-      return shared_kernel<Bug::kPastDynamicShared>;
+  if (bug == Bug::kStackOverflow) return recurse_kernel;
 #if defined(SLUICE_EMULATE)  // ptxas refuses it: nothing is left to find
-    case Bug::kStaticSharedTooLarge:
-      return shared_kernel<Bug::kStaticSharedTooLarge>;
+  if (bug == Bug::kStaticSharedTooLarge) return shared_kernel<Bug::kStaticSharedTooLarge>;
 #endif
-    case Bug::kStackOverflow:
-      return recurse_kernel;
-    case Bug::kNarrowedMisalignedLoad:
-      return load_kernel<Bug::kNarrowedMisalignedLoad>;
-    case Bug::kMisalignedStream:
-      return load_kernel<Bug::kMisalignedStream>;
-    case Bug::kMisalignedMatrix:
-      return load_kernel<Bug::kMisalignedMatrix>;
-    default:
-      return nullptr;
-  }
+  const Kernel shared = one_of<Bug::kNone, Bug::kPastStaticShared, Bug::kPastDynamicShared>(
+      bug, [](auto is) -> Kernel { return shared_kernel<is>; });
+  if (shared != nullptr) return shared;
+  return one_of<Bug::kNarrowedMisalignedLoad, Bug::kMisalignedStream, Bug::kMisalignedMatrix>(
+      bug, [](auto is) -> Kernel { return load_kernel<is>; });
 }
 
 Kernel reading_kernel() { return read_kernel; }

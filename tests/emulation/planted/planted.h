@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #if defined(SLUICE_EMULATE)  // nvcc compiles the same kernels for compute-sanitizer (tests/gpu)
 #include "tests/emulation/simt.h"
@@ -54,6 +55,17 @@ enum class Bug {
   kMisalignedStream,
   kMisalignedMatrix,
 };
+
+template <Bug kBug>
+using Is = std::integral_constant<Bug, kBug>;
+
+/// `kernel_with(Is<kBug>{})` of the one among `kBugs` that `bug` is; null: of none.
+template <Bug... kBugs, class KernelWith>
+[[nodiscard]] auto one_of(Bug bug, KernelWith kernel_with) {
+  decltype(kernel_with(Is<Bug::kNone>{})) found = nullptr;
+  (void)((bug == kBugs ? (found = kernel_with(Is<kBugs>{}), true) : false) || ...);
+  return found;
+}
 
 // ---- y [T, R] = x [T, C] · w [R, C]^T: tensor cores, staging, split columns, a persistent grid
 // ----

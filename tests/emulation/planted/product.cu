@@ -90,27 +90,12 @@ __global__ void __launch_bounds__(kProductThreads)
 }  // namespace
 
 ProductKernel product_kernel(Bug bug) {
-  switch (bug) {
-#define SIMT_CASE(name) \
-  case Bug::name:       \
-    return multiply_kernel<Bug::name>
-    SIMT_CASE(kNone);
-    SIMT_CASE(kFragmentsExchanged);
-    SIMT_CASE(kStagedIndexHalved);
-    SIMT_CASE(kNoBarrierAfterPartials);
-    SIMT_CASE(kNoBarrierAtLoopEnd);
-    SIMT_CASE(kNoBarrierAfterStaging);
-    SIMT_CASE(kNoCopyWait);
-    SIMT_CASE(kNoDependencyWait);
-    SIMT_CASE(kReadsPastTheRow);
-    SIMT_CASE(kWritesARowTooMany);
-    SIMT_CASE(kLaneSkipsMma);
-    SIMT_CASE(kBarrierInOneWarp);
-    SIMT_CASE(kReadsTheNeighbourSlot);
-#undef SIMT_CASE
-    default:
-      return nullptr;
-  }
+  return one_of<Bug::kNone, Bug::kFragmentsExchanged, Bug::kStagedIndexHalved,
+                Bug::kNoBarrierAfterPartials, Bug::kNoBarrierAtLoopEnd, Bug::kNoBarrierAfterStaging,
+                Bug::kNoCopyWait, Bug::kNoDependencyWait, Bug::kReadsPastTheRow,
+                Bug::kWritesARowTooMany, Bug::kLaneSkipsMma, Bug::kBarrierInOneWarp,
+                Bug::kReadsTheNeighbourSlot>(
+      bug, [](auto is) -> ProductKernel { return multiply_kernel<is>; });
 }
 
 }  // namespace simt::planted

@@ -31,7 +31,7 @@ __global__ void word_kernel(Buffers p) {
 
 // A double buffer of cp.async: the next stage is under way while this one is read.
 template <Bug kBug>
-__global__ void stages_kernel(Buffers p) {
+__global__ void staged_kernel(Buffers p) {
   constexpr int kStages = 5;
   SLUICE_SHARED(int, buffer, [2][16][4]);
   const int i = threadIdx.x;
@@ -77,31 +77,14 @@ __global__ void write_after_read_kernel(Buffers p) {
 }  // namespace
 
 Kernel race_kernel(Bug bug) {
-  switch (bug) {
-    case Bug::kNone:
-      return word_kernel<Bug::kNone>;
-    case Bug::kAnotherWarpHasRead:
-      return word_kernel<Bug::kAnotherWarpHasRead>;
-    case Bug::kAnotherLaneHasRead:
-      return word_kernel<Bug::kAnotherLaneHasRead>;
-    case Bug::kPlainReadBesideAtomics:
-      return word_kernel<Bug::kPlainReadBesideAtomics>;
-    default:
-      return nullptr;
-  }
+  return one_of<Bug::kNone, Bug::kAnotherWarpHasRead, Bug::kAnotherLaneHasRead,
+                Bug::kPlainReadBesideAtomics>(bug,
+                                              [](auto is) -> Kernel { return word_kernel<is>; });
 }
 
 Kernel stages_kernel(Bug bug) {
-  switch (bug) {
-    case Bug::kNone:
-      return stages_kernel<Bug::kNone>;
-    case Bug::kNoBarrierBeforeRefill:
-      return stages_kernel<Bug::kNoBarrierBeforeRefill>;
-    case Bug::kWaitsForTooFew:
-      return stages_kernel<Bug::kWaitsForTooFew>;
-    default:
-      return nullptr;
-  }
+  return one_of<Bug::kNone, Bug::kNoBarrierBeforeRefill, Bug::kWaitsForTooFew>(
+      bug, [](auto is) -> Kernel { return staged_kernel<is>; });
 }
 
 Kernel half_warps_kernel() { return halves_kernel; }

@@ -1,44 +1,15 @@
 #include "tests/emulation/planted/scenarios.h"
 
 #include <array>
-#include <cmath>
 #include <vector>
 
 #include "tests/emulation/harness.h"
+#include "tests/emulation/planted/cases.h"
 
 namespace simt::planted {
 namespace {
 
 using testing::Array;
-
-constexpr int kTokens = 5, kRows = 128, kColumns = 256;
-constexpr std::size_t kSlot = std::size_t{kRows} * kColumns;
-constexpr std::size_t kThreads = 64;
-
-float x_at(int token, int column) { return static_cast<float>((token * 7 + column * 3) % 11 - 5); }
-float w_at(int row, int column) { return static_cast<float>((row * 5 + column) % 13 - 6); }
-
-std::string compare(Array<float>& y) {
-  for (int token = 0; token < kTokens; ++token) {
-    for (int row = 0; row < kRows; ++row) {
-      float sum = 0.0f;
-      for (int column = 0; column < kColumns; ++column) {
-        sum += x_at(token, column) * w_at(row, column);
-      }
-      const float got = y[static_cast<std::size_t>(token * kRows + row)];
-      if (std::isnan(got)) return "NaN";
-      if (got != sum) return "wrong result";
-    }
-  }
-  return "";
-}
-
-std::string compare(Array<int>& out) {
-  for (std::size_t i = 0; i < kThreads; ++i) {
-    if (out[i] != static_cast<int>(3 * i + 1)) return "wrong result";
-  }
-  return "";
-}
 
 int bss[kThreads];
 constexpr auto kConstants = [] {
@@ -50,17 +21,12 @@ constexpr auto kConstants = [] {
 }  // namespace
 
 std::string run_product(Bug bug, bool last_slot) {
-  Array<__nv_bfloat16> x(std::size_t{kTokens} * kColumns, "x");
+  Array<__nv_bfloat16> x(kInputs, "x");
   Array<__nv_bfloat16> slab(2 * kSlot, "slab");
-  Array<float> y(std::size_t{kTokens} * kRows, "y");
+  Array<float> y(kResults, "y");
   const std::size_t first = last_slot ? kSlot : 0;
   slab.fill(__float2bfloat16(99.0f));  // the neighbour's
-  for (int row = 0; row < kRows; ++row) {
-    for (int column = 0; column < kColumns; ++column) {
-      slab[first + static_cast<std::size_t>(row * kColumns + column)] =
-          __float2bfloat16(w_at(row, column));
-    }
-  }
+  for (std::size_t i = 0; i < kSlot; ++i) slab[first + i] = w_value(i);
   clear_forbidden();
   forbid(slab.data() + (kSlot - first), kSlot * sizeof(__nv_bfloat16));
 
@@ -78,14 +44,12 @@ std::string run_product(Bug bug, bool last_slot) {
   grid->set_dependency_done(false);
   std::string end = testing::finish(*grid);
   if (end == "waits for the previous grid") {
-    x.generate([](std::size_t i) {
-      return __float2bfloat16(x_at(static_cast<int>(i) / kColumns, static_cast<int>(i) % kColumns));
-    });
+    x.generate(x_value);
     grid->set_dependency_done(true);
     end = testing::finish(*grid);
   }
   clear_forbidden();
-  return end.empty() ? compare(y) : end;
+  return end.empty() ? judge_product(y.data()) : end;
 }
 
 std::string run_mechanism(Kernel kernel, Input input, unsigned blocks) {
@@ -132,7 +96,7 @@ std::string run_mechanism(Kernel kernel, Input input, unsigned blocks) {
   if (input == Input::kOtherDevice) grid->set_device(1);
   const std::string end = testing::finish(*grid);
   clear_forbidden();
-  return end.empty() ? compare(out) : end;
+  return end.empty() ? judge_mechanism(out.data()) : end;
 }
 
 std::string run_writing(Input target) {

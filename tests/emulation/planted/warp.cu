@@ -39,22 +39,9 @@ __global__ void exchange_kernel(Buffers p) {
 }  // namespace
 
 Kernel warp_kernel(Bug bug) {
-  switch (bug) {
-    case Bug::kNone:
-      return exchange_kernel<Bug::kNone>;
-    case Bug::kNoSyncwarp:
-      return exchange_kernel<Bug::kNoSyncwarp>;
-    case Bug::kShuffleNamesAnExitedLane:
-      return exchange_kernel<Bug::kShuffleNamesAnExitedLane>;
-    case Bug::kShuffleReadsOutsideItsMask:
-      return exchange_kernel<Bug::kShuffleReadsOutsideItsMask>;
-    case Bug::kMasksDiffer:
-      return exchange_kernel<Bug::kMasksDiffer>;
-    case Bug::kExitsBeforeACollective:
-      return exchange_kernel<Bug::kExitsBeforeACollective>;
-    default:
-      return nullptr;
-  }
+  return one_of<Bug::kNone, Bug::kNoSyncwarp, Bug::kShuffleNamesAnExitedLane,
+                Bug::kShuffleReadsOutsideItsMask, Bug::kMasksDiffer, Bug::kExitsBeforeACollective>(
+      bug, [](auto is) -> Kernel { return exchange_kernel<is>; });
 }
 
 }  // namespace simt::planted

@@ -1,16 +1,14 @@
 // The planted bugs of tests/emulation on a GPU: `sluice_planted NAME` runs one and prints what
 // became of it, `sluice_planted` lists the names, which are those of planted_test.cc. Under
 // compute-sanitizer the verdict is the tool's, to be laid beside the emulation's.
-#include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "kernels/launch.h"
-#include "tests/emulation/planted/planted.h"
+#include "tests/emulation/planted/cases.h"
 #include "tests/gpu/native/api.h"
 
 namespace {
@@ -19,13 +17,6 @@ using gpu_tests::Buffer;
 using gpu_tests::expect;
 using gpu_tests::Failed;
 using namespace simt::planted;  // NOLINT: what this file is about
-
-constexpr int kTokens = 5, kRows = 128, kColumns = 256;
-constexpr std::size_t kSlot = std::size_t{kRows} * kColumns;
-constexpr int kThreads = 64;
-
-float x_at(int token, int column) { return static_cast<float>((token * 7 + column * 3) % 11 - 5); }
-float w_at(int row, int column) { return static_cast<float>((row * 5 + column) % 13 - 6); }
 
 template <class T>
 void upload(const Buffer& buffer, const std::vector<T>& values) {
@@ -42,6 +33,8 @@ std::vector<T> download(const Buffer& buffer, std::size_t count) {
   return values;
 }
 
+std::string told(const std::string& verdict) { return verdict.empty() ? "right result" : verdict; }
+
 struct Produced {
   __nv_bfloat16* x;
   const __nv_bfloat16* from;
@@ -54,23 +47,16 @@ __global__ void produce_kernel(const __grid_constant__ Produced p) {
 }
 
 std::string product(Bug bug, bool last_slot) {
-  const std::size_t x_count = std::size_t{kTokens} * kColumns;
-  const Buffer x(x_count * 2), source(x_count * 2), slab(2 * kSlot * 2);
-  const Buffer y(std::size_t{kTokens} * kRows * 4);
-  std::vector<__nv_bfloat16> rows(x_count), weights(2 * kSlot, __float2bfloat16(99.0f));
-  for (int i = 0; i < kTokens * kColumns; ++i) {
-    rows[static_cast<std::size_t>(i)] = __float2bfloat16(x_at(i / kColumns, i % kColumns));
-  }
+  const Buffer x(kInputs * 2), source(kInputs * 2), slab(2 * kSlot * 2), y(kResults * 4);
+  std::vector<__nv_bfloat16> rows(kInputs), weights(2 * kSlot, __float2bfloat16(99.0f));
+  for (std::size_t i = 0; i < kInputs; ++i) rows[i] = x_value(i);
   const std::size_t first = last_slot ? kSlot : 0;
-  for (int i = 0; i < kRows * kColumns; ++i) {
-    weights[first + static_cast<std::size_t>(i)] =
-        __float2bfloat16(w_at(i / kColumns, i % kColumns));
-  }
+  for (std::size_t i = 0; i < kSlot; ++i) weights[first + i] = w_value(i);
   upload(source, rows);
   upload(slab, weights);
   expect("produce", sluice::launch("produce", {.grid = {1}, .block = {kThreads}}, produce_kernel,
                                    Produced{x.as<__nv_bfloat16>(), source.as<__nv_bfloat16>(),
-                                            static_cast<int>(x_count)}));
+                                            static_cast<int>(kInputs)}));
   const ProductArgs args{.x = x.as<__nv_bfloat16>(),
                          .w = slab.as<__nv_bfloat16>() + first,
                          .y = y.as<float>(),
@@ -83,19 +69,7 @@ std::string product(Bug bug, bool last_slot) {
                                    .shared_bytes = product_shared_bytes(kTokens, kColumns),
                                    .overlap_previous = true},
                                   product_kernel(bug), args));
-  const auto got = download<float>(y, std::size_t{kTokens} * kRows);
-  for (int token = 0; token < kTokens; ++token) {
-    for (int row = 0; row < kRows; ++row) {
-      float sum = 0.0f;
-      for (int column = 0; column < kColumns; ++column) {
-        sum += x_at(token, column) * w_at(row, column);
-      }
-      const float value = got[static_cast<std::size_t>(token * kRows + row)];
-      if (std::isnan(value)) return "NaN";
-      if (value != sum) return "wrong result";
-    }
-  }
-  return "right result";
+  return told(judge_product(download<float>(y, kResults).data()));
 }
 
 enum class Input { kDefined, kUndefined, kFreed, kHeap, kEndsEarly, kNearNull };
@@ -122,10 +96,7 @@ std::string mechanism(Kernel kernel, Input input = Input::kDefined, unsigned blo
                         kernel, buffers));
   const auto got = download<int>(out, kThreads);
   if (writes) return "ran";
-  for (int i = 0; i < kThreads; ++i) {
-    if (got[static_cast<std::size_t>(i)] != 3 * i + 1) return "wrong result";
-  }
-  return "right result";
+  return told(judge_mechanism(got.data()));
 }
 
 std::map<std::string, std::function<std::string()>> planted() {

@@ -29,7 +29,11 @@ struct HostTierProgress {
 /// device slot may be here as well.
 ///
 /// Memory is a few arenas of up to 1 GiB. Pages are pinned after they were filled (the readers
-/// touch them in parallel, pinning would do it on one thread), arena by arena, up to `pinned_cap`.
+/// touch them in parallel, pinning would do it on one thread), arena by arena. Arenas are cut so
+/// that `pinned_cap` is used to within a slot of each size class, one class after the other.
+///
+/// An expert that cannot be read is left to demands, which tell its error: filling goes on without
+/// it, and an arena is full when nothing is left that might fill it.
 ///
 /// A slot lives as a device's slot does: its writer, a reader thread, waits for the slot's last
 /// copy before its first write (I2), a lease keeps it from being evicted, and ends when the copy is
@@ -68,15 +72,19 @@ class HostTier {
   /// there is none, or the tier does not fill. Its slot is begun.
   [[nodiscard]] std::optional<std::pair<ExpertKey, Target>> begin_fill() EXCLUDES(mu_);
   void finish_load(ExpertKey key) EXCLUDES(mu_);
-  /// `last_use`: of the target, if nobody is known to have waited for it.
+  /// The slot is empty again, and `begin_fill` brings the expert no more. `last_use`: of the
+  /// target, if nobody is known to have waited for it.
   void fail_load(ExpertKey key, EventHandle last_use) EXCLUDES(mu_);
+  /// As if the load had never begun.
+  void cancel_load(ExpertKey key, EventHandle last_use) EXCLUDES(mu_);
   /// Ends the lease. `copied`: behind the last copy from there, the tier's from now on; {}: there
   /// was none.
   void give_back(ExpertKey key, Source& source, EventHandle copied) EXCLUDES(mu_);
   void touch(const CacheEvent& event);
 
-  /// Pins the arenas that have been filled since the last time, one at a time; may take a second
-  /// for each. Does nothing while another thread is at it.
+  /// Pins the arenas that are full by now, one at a time; may take a second for each. Returns at
+  /// once while another thread is at it, which then does these, too.
+  /// Errors: the device's own, the first one, after all of them.
   void pin_filled() EXCLUDES(mu_);
 
   [[nodiscard]] HostTierProgress progress() const EXCLUDES(mu_);
@@ -86,11 +94,15 @@ class HostTier {
  private:
   struct Arena {
     DeviceBuffer memory;
-    std::int32_t unfilled = 0;  // slots that were never written
-    bool settled = false;       // pinned, or never to be
+    std::int32_t first_slot = 0;
+    std::int32_t num_slots = 0;
+    bool may_pin = false;  // within the cap
+    bool settled = false;  // pinned, or never to be
     bool pinned = false;
   };
   struct Record {
+    std::byte* data = nullptr;
+    std::size_t arena = 0;
     ExpertKey key{};
     bool occupied = false;  // loading or ready
     bool written = false;   // ever
@@ -98,25 +110,21 @@ class HostTier {
   };
   struct Pool {
     std::size_t slot_bytes = 0;
-    std::int32_t slots_per_arena = 1;
     std::unique_ptr<SlotCache> cache;
     std::vector<Arena> arenas;
     std::vector<Record> records;
     std::int32_t occupied = 0;
-
-    [[nodiscard]] Arena& arena_of(std::int32_t slot) {
-      return arenas[static_cast<std::size_t>(slot / slots_per_arena)];
-    }
-    [[nodiscard]] std::byte* address(std::int32_t slot) {
-      return arena_of(slot).memory.data() +
-             static_cast<std::size_t>(slot % slots_per_arena) * slot_bytes;
-    }
   };
 
   /// Null where no expert of the layer's size needs memory.
   [[nodiscard]] Pool* pool_of(LayerIdx layer) const;
   [[nodiscard]] std::int32_t& slot_of_locked(ExpertKey key) REQUIRES(mu_);
+  void add_arenas(Pool& pool, std::int32_t num_slots, bool may_pin);
   [[nodiscard]] std::variant<Target, Refusal> begin_locked(ExpertKey key) REQUIRES(mu_);
+  void end_load_locked(ExpertKey key, EventHandle last_use) REQUIRES(mu_);
+  [[nodiscard]] bool may_fill_locked() const REQUIRES(mu_);
+  [[nodiscard]] bool is_full_locked(const Pool& pool, const Arena& arena) const REQUIRES(mu_);
+  [[nodiscard]] Arena* full_arena_locked() REQUIRES(mu_);
   void settle(Arena& arena) EXCLUDES(mu_);
 
   Device& device_;
@@ -126,7 +134,9 @@ class HostTier {
 
   mutable Mutex mu_;
   std::vector<std::unique_ptr<Pool>> pools_;  // arenas and records: guarded by mu_
-  std::vector<std::vector<std::int32_t>> slot_of_ GUARDED_BY(mu_);
+  std::vector<std::vector<std::int32_t>> slot_of_ GUARDED_BY(mu_);  // or one of the two below
+  static constexpr std::int32_t kAbsent = -1;
+  static constexpr std::int32_t kUnreadable = -2;  // absent, and left to demands
   ExpertKey next_fill_ GUARDED_BY(mu_){};
   bool pinning_ GUARDED_BY(mu_) = false;
   HostTierProgress progress_ GUARDED_BY(mu_);

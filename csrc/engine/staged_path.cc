@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/log_ring.h"
 #include "base/mutex.h"
 #include "transfer/store_chunks.h"
 
@@ -237,7 +238,7 @@ class Path final : public StagedPath {
     try {
       (void)reads_->submit(read);
     } catch (...) {  // no memory: a slot that nobody fills would stay taken
-      host_->fail_load(key, target.last_use);
+      host_->cancel_load(key, target.last_use);
       throw;
     }
   }
@@ -269,10 +270,15 @@ class Path final : public StagedPath {
       if (state == TicketState::kDone) {
         host_->finish_load(read.key);
         if (read.last_use != EventHandle{}) device_.release(read.last_use);
-      } else {
+      } else if (state == TicketState::kFailed) {
         host_->fail_load(read.key, read.last_use);
+      } else {
+        host_->cancel_load(read.key, read.last_use);
       }
       const auto found = loads_.find(read.key);
+      if (state == TicketState::kFailed && found == loads_.end()) {
+        if (counters_.fill_errors++ == 0) log_fill_error(read.key, error);
+      }
       if (found != loads_.end() && found->second.stage == Stage::kReading) {
         if (state == TicketState::kFailed) {
           failed = found->second.request;
@@ -285,6 +291,16 @@ class Path final : public StagedPath {
       advance_waiting_locked();
     }
     if (failed) end(*failed, TicketState::kFailed, std::move(error), 0);
+  }
+
+  static void log_fill_error(ExpertKey key, const std::exception_ptr& error) noexcept {
+    try {
+      std::rethrow_exception(error);
+    } catch (const std::exception& what) {
+      log_ring().log(LogLevel::kWarning, "host tier: filling goes on without " + describe(key) +
+                                             ", which raises when it is asked for: " + what.what());
+    } catch (...) {  // nothing to say of it
+    }
   }
 
   void copy_ended(const LoadRequest& copy, TicketState state, std::exception_ptr error,
@@ -335,7 +351,7 @@ class Path final : public StagedPath {
       const auto begun = host_->begin_fill();
       if (!begun) return;
       if (reads_->find(begun->first)) {  // still being reported: later
-        host_->fail_load(begun->first, begun->second.last_use);
+        host_->cancel_load(begun->first, begun->second.last_use);
         return;
       }
       submit_read_locked(begun->first, begun->second,

@@ -13,6 +13,7 @@ namespace sluice {
 struct StagedCounters {
   std::int64_t host_hits = 0;    ///< loads whose expert the host tier held when they were asked for
   std::int64_t host_misses = 0;  ///< the others: read from the store first
+  std::int64_t fill_errors = 0;  ///< experts that could not be read while nobody had asked for them
 };
 
 /// Store → host tier → device slots: two transfer engines, one behind the other.

@@ -7,7 +7,9 @@
 
 #include <map>
 #include <random>
+#include <set>
 
+#include "base/log_ring.h"
 #include "engine/model.h"
 #include "support/coverage.h"
 #include "support/seed.h"
@@ -311,7 +313,7 @@ TEST(StagedPath, BringsEveryExpertItsBytesWhateverMovesFirst) {
   std::uint64_t seed = test_seed();
   for (const std::int32_t host_slots : {1, 2, 3, 6, 16}) {
     for (const bool fills : {true, false}) {
-      for (int round = 0; round < 6; ++round) {
+      for (int round = 0; round < 9; ++round) {
         SCOPED_TRACE("seed " + std::to_string(seed) + ", " + std::to_string(host_slots) +
                      " host slots");
         Walker walker(model, host_slots, fills, seed++, coverage);
@@ -321,6 +323,89 @@ TEST(StagedPath, BringsEveryExpertItsBytesWhateverMovesFirst) {
     }
   }
   coverage.expect_each_at_least(100, "staged path", test_seed());
+}
+
+TEST(StagedPath, LeavesAnExpertThatCannotBeReadToItsDemands) {
+  const Model model({}, 3);
+  const ExpertKey damaged = make_key(0, 3);
+  for (const bool all_fail : {false, true}) {
+    SteppedDevice device;
+    VirtualClock clock;
+    IoScratch scratch;
+    const std::vector<LayerBytes> layers(
+        2, {.slot_bytes = model.store()->slot_bytes(LayerIdx{0}), .num_experts = 8});
+    auto read_link = std::make_unique<SteppedLink>(2, [&](const ChunkCopy& copy) {
+      model.store()->read(copy.key, copy.chunk, copy.slot, scratch);
+    });
+    auto copy_link = std::make_unique<SteppedCopyLink>(device, kCopyChunk);
+    SteppedLink& reads = *read_link;
+    SteppedCopyLink& copies = *copy_link;
+    auto path = make_staged_path(
+        {.store = model.store(),
+         .device = device,
+         .clock = clock,
+         .host = std::make_unique<HostTier>(plan_memory(model.slots(16), layers, "host_memory"),
+                                            *model.store(), "lru", device, HostTier::Options{}),
+         .store_link = std::move(read_link),
+         .copy_chunk_bytes = kCopyChunk,
+         .copy_link = std::move(copy_link)});
+    std::vector<TicketState> ended;
+    std::string message;
+    path->connect(
+        [&](const LoadRequest&, TicketState state, const std::exception_ptr& error, std::uint64_t) {
+          ended.push_back(state);
+          if (!error) return;
+          try {
+            std::rethrow_exception(error);
+          } catch (const std::exception& what) {
+            message = what.what();
+          }
+        },
+        [](const std::exception_ptr&) { ADD_FAILURE() << "the path broke"; });
+    path->reserve(1);
+    (void)log_ring().drain();
+
+    const auto fails = [&](ExpertKey key) { return all_fail || key == damaged; };
+    const auto run = [&] {
+      for (int i = 0; i < 1000; ++i) {
+        (void)path->step();
+        if (const auto waiting = reads.waiting(); !waiting.empty()) {
+          const ExpertKey key = waiting.front().key;
+          (void)(fails(key) ? reads.fail(0, "planted checksum error") : reads.land());
+        }
+        (void)copies.land();
+        (void)device.run();
+        (void)copies.retire();
+      }
+    };
+    const auto reads_of = [&](ExpertKey key) {
+      const auto history = reads.history();
+      return std::count_if(history.begin(), history.end(), [&](const ChunkCopy& copy) {
+        return copy.key == key && copy.chunk == 0;
+      });
+    };
+    run();
+    for (std::int32_t i = 0; i < 16; ++i) EXPECT_EQ(reads_of(make_key(i / 8, i % 8)), 1);
+    EXPECT_EQ(path->counters().fill_errors, all_fail ? 16 : 1);
+    EXPECT_EQ(path->host_tier().filled_bytes, all_fail ? 0u : model.slots(15));
+    EXPECT_EQ(path->host_tier().pinned_bytes, model.slots(16)) << "it settles without them";
+    const std::vector<LogRecord> log = log_ring().drain();
+    ASSERT_EQ(log.size(), 1u) << "the first error";
+    EXPECT_EQ(log[0].level, LogLevel::kWarning);
+    EXPECT_EQ(log[0].text, "host tier: filling goes on without " +
+                               std::string(all_fail ? "layer 0 expert 0" : "layer 0 expert 3") +
+                               ", which raises when it is asked for: planted checksum error");
+
+    // A demand tries again, and tells; nobody else does.
+    DeviceBuffer slot = device.allocate_slab(model.slots(1));
+    path->submit({.key = damaged, .slot = slot.data()});
+    run();
+    EXPECT_EQ(ended, std::vector{TicketState::kFailed});
+    EXPECT_EQ(message, "planted checksum error");
+    EXPECT_EQ(reads_of(damaged), 2);
+    EXPECT_EQ(path->counters().fill_errors, all_fail ? 16 : 1);
+    path->close();
+  }
 }
 
 TEST(HostTier, PinsAnArenaWhenItIsFull) {
@@ -347,15 +432,121 @@ TEST(HostTier, PinsAnArenaWhenItIsFull) {
   EXPECT_EQ(device.live_bytes(), 0u);
 }
 
-TEST(HostTier, StaysWithinThePinnedCap) {
+TEST(HostTier, UsesThePinnedCapToWithinASlot) {
+  const Model model({}, 3);
+  SteppedDevice device;
+  const std::vector<LayerBytes> layers(
+      2, {.slot_bytes = model.store()->slot_bytes(LayerIdx{0}), .num_experts = 8});
+  for (std::int32_t pinned = 0; pinned <= 4; ++pinned) {
+    HostTier host(plan_memory(model.slots(3), layers, "host_memory"), *model.store(), "lru", device,
+                  {.pinned_cap_bytes = model.slots(pinned) + 63, .fills = false});
+    EXPECT_EQ(host.progress().pinned_bytes, model.slots(std::min(3, pinned)));
+    EXPECT_EQ(host.progress().pageable_bytes, model.slots(std::max(0, 3 - pinned)));
+    EXPECT_EQ(host.progress().capacity_bytes, model.slots(3));
+    std::set<const std::byte*> slots;
+    for (std::int32_t e = 0; e < 3; ++e) {
+      const auto begun = host.begin_load(make_key(0, e));
+      EXPECT_TRUE(slots.insert(std::get<HostTier::Target>(begun).data).second);
+      host.finish_load(make_key(0, e));
+      const auto source = host.find(make_key(0, e));
+      EXPECT_EQ(source->kind, e < pinned ? MemoryKind::kPinned : MemoryKind::kHost);
+      EXPECT_EQ(source->data, std::get<HostTier::Target>(begun).data);
+    }
+  }
+}
+
+TEST(HostTier, SharesThePinnedCapAmongSizeClasses) {
+  const Model model({}, 3);
+  SteppedDevice device;
+  const std::size_t bytes = model.store()->slot_bytes(LayerIdx{0});
+  const std::vector<LayerBytes> layers{{.slot_bytes = bytes, .num_experts = 8},
+                                       {.slot_bytes = 2 * bytes, .num_experts = 8}};
+  for (const auto& [cap, pinned] : {std::pair(2 * bytes, bytes), std::pair(3 * bytes, 3 * bytes)}) {
+    const HostTier host(plan_memory(3 * bytes, layers, "host_memory"), *model.store(), "lru",
+                        device, {.pinned_cap_bytes = cap, .fills = false});
+    EXPECT_EQ(host.progress().pinned_bytes, pinned);
+    EXPECT_EQ(host.progress().pageable_bytes, 3 * bytes - pinned);
+  }
+}
+
+TEST(HostTier, FillsAndPinsWithoutWhatCannotBeRead) {
+  const Model model({}, 3);
+  SteppedDevice device;
+  const std::vector<LayerBytes> layers(
+      2, {.slot_bytes = model.store()->slot_bytes(LayerIdx{0}), .num_experts = 8});
+  for (const std::int32_t slots : {3, 16}) {
+    HostTier host(plan_memory(model.slots(slots), layers, "host_memory"), *model.store(), "lru",
+                  device, {});
+    const ExpertKey damaged = make_key(0, 1);
+    std::vector<ExpertKey> filled;
+    for (int tries = 0; tries < 100; ++tries) {
+      const auto begun = host.begin_fill();
+      if (!begun) break;
+      EXPECT_EQ(host.progress().pinned_bytes, 0u) << "before all of it is filled";
+      if (begun->first == damaged) {
+        host.fail_load(damaged, {});
+      } else {
+        host.finish_load(begun->first);
+        filled.push_back(begun->first);
+      }
+      host.pin_filled();
+    }
+    EXPECT_EQ(std::count(filled.begin(), filled.end(), damaged), 0);
+    EXPECT_EQ(filled.size(), slots == 3 ? 3u : 15u) << "others take its place";
+    host.pin_filled();
+    EXPECT_EQ(host.progress().pinned_bytes, host.progress().capacity_bytes);
+
+    // A demand tries it; once it has been read it is an expert like all others.
+    ASSERT_TRUE(std::holds_alternative<HostTier::Target>(host.begin_load(damaged)));
+    host.cancel_load(damaged, {});
+    EXPECT_EQ(host.begin_fill()->first, damaged);
+    host.finish_load(damaged);
+    EXPECT_TRUE(host.find(damaged));
+  }
+}
+
+TEST(HostTier, GivesASlotThatAFailureEmptiedToWhomeverHadNone) {
   const Model model({}, 3);
   SteppedDevice device;
   const std::vector<LayerBytes> layers(
       2, {.slot_bytes = model.store()->slot_bytes(LayerIdx{0}), .num_experts = 8});
   HostTier host(plan_memory(model.slots(3), layers, "host_memory"), *model.store(), "lru", device,
-                {.pinned_cap_bytes = model.slots(2), .fills = false});
-  EXPECT_EQ(host.progress().pinned_bytes, 0u);
-  EXPECT_EQ(host.progress().pageable_bytes, model.slots(3));
+                {});
+  for (std::int32_t e = 0; e < 3; ++e) EXPECT_EQ(host.begin_fill()->first, make_key(0, e));
+  EXPECT_FALSE(host.begin_fill()) << "all slots are taken";
+  host.fail_load(make_key(0, 2), {});
+  EXPECT_EQ(host.begin_fill()->first, make_key(0, 3));
+}
+
+TEST(HostTier, PinsWhatFillsWhileAnotherArenaIsBeingPinned) {
+  const Model model({}, 3);
+  const std::size_t bytes = model.store()->slot_bytes(LayerIdx{0});
+  for (const bool fails : {false, true}) {
+    SteppedDevice device;
+    // A class, and so an arena, of its own for each layer.
+    const std::vector<LayerBytes> layers{{.slot_bytes = bytes, .num_experts = 8},
+                                         {.slot_bytes = 2 * bytes, .num_experts = 8}};
+    HostTier host(plan_memory(3 * bytes, layers, "host_memory"), *model.store(), "lru", device, {});
+    ASSERT_EQ(host.begin_fill()->first, make_key(0, 0));
+    ASSERT_EQ(host.begin_fill()->first, make_key(1, 0));
+    int pinned = 0;
+    device.set_on_pin([&] {
+      if (++pinned > 1) return;
+      // What another thread does meanwhile.
+      host.finish_load(make_key(0, 0));
+      host.pin_filled();
+      if (fails) throw DeviceError("planted pin failure");
+    });
+    host.finish_load(make_key(1, 0));
+    if (fails) {
+      EXPECT_THROW(host.pin_filled(), DeviceError);
+    } else {
+      host.pin_filled();
+    }
+    EXPECT_EQ(pinned, 2);
+    EXPECT_EQ(host.progress().pinned_bytes, fails ? bytes : 3 * bytes);
+    EXPECT_EQ(host.progress().pageable_bytes, fails ? 2 * bytes : 0);
+  }
 }
 
 TEST(HostTier, ALeasedExpertIsNoVictim) {

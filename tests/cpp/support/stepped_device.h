@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
 #include <new>
 #include <set>
@@ -39,6 +40,7 @@ class SteppedDevice final : public Device {
     return allocate(bytes, MemoryKind::kHost);
   }
   [[nodiscard]] bool pin(DeviceBuffer& buffer) override {
+    if (on_pin_) on_pin_();
     set_kind(buffer, MemoryKind::kPinned);
     return true;
   }
@@ -118,6 +120,9 @@ class SteppedDevice final : public Device {
     events_pass_at_once_ = at_once;
   }
 
+  /// Called first thing in `pin`; what it throws is the error.
+  void set_on_pin(std::function<void()> on_pin) { on_pin_ = std::move(on_pin); }
+
   [[nodiscard]] std::size_t num_live_events() const EXCLUDES(mu_) {
     MutexLock lock(mu_);
     return live_events_.size();
@@ -171,6 +176,7 @@ class SteppedDevice final : public Device {
     return false;
   }
 
+  std::function<void()> on_pin_;
   mutable Mutex mu_;
   std::map<StreamHandle, std::deque<Operation>> streams_ GUARDED_BY(mu_);
   std::uint64_t last_event_ GUARDED_BY(mu_) = 0;

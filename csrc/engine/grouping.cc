@@ -1,8 +1,16 @@
 #include "engine/grouping.h"
 
+#include <bit>
+
 #include "kernels/convert.h"
 
 namespace sluice {
+namespace {
+
+// By the bits: a caller that takes subnormals for zero would have fewer rows than a GPU finds.
+bool is_zero(float weight) { return std::bit_cast<std::uint32_t>(weight) << 1 == 0; }
+
+}  // namespace
 
 void Grouping::assign(const ForwardArgs& args, std::int32_t num_experts) {
   const std::int64_t entries = args.num_tokens * args.top_k;
@@ -16,7 +24,7 @@ void Grouping::assign(const ForwardArgs& args, std::int32_t num_experts) {
   for (std::int64_t row = 0; row < entries; ++row) {
     const std::int64_t id = args.expert_ids[row];
     const bool valid =
-        id >= 0 && id < num_experts && weights_[static_cast<std::size_t>(row)] != 0.0f;
+        id >= 0 && id < num_experts && !is_zero(weights_[static_cast<std::size_t>(row)]);
     valid_[static_cast<std::size_t>(row)] = valid ? 1 : 0;
     if (valid) ++counts_[static_cast<std::size_t>(id)];
   }

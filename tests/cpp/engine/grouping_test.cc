@@ -4,6 +4,10 @@
 
 #include <cmath>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 namespace sluice {
 namespace {
 
@@ -49,6 +53,20 @@ TEST_F(GroupingTest, AWeightThatIsNoNumberIsARow) {
   assign(1, 1, 2);
   EXPECT_EQ(grouping.groups().size(), 1u);
 }
+
+#if defined(__x86_64__)
+TEST_F(GroupingTest, ASubnormalWeightIsARowAlsoOfACallerThatFlushesThem) {
+  ids = {1, 0, 1};
+  weights = {1e-40f, -1e-45f, 0.0f};
+  const unsigned saved = _mm_getcsr();
+  _mm_setcsr(saved | 0x8040);  // flush to zero, denormals are zero
+  assign(3, 1, 2);
+  _mm_setcsr(saved);
+  ASSERT_EQ(grouping.groups().size(), 2u);
+  EXPECT_EQ(rows(0), (std::vector<std::int64_t>{1}));
+  EXPECT_EQ(rows(1), (std::vector<std::int64_t>{0}));
+}
+#endif
 
 TEST_F(GroupingTest, NoTokensAndNoExpertsPerTokenAreNoGroups) {
   assign(0, 4, 8);

@@ -39,9 +39,11 @@ class OffloadOptions:
         host_memory: Beside a GPU: bytes of RAM for experts, as `device_memory` is written. None: 80
             % of the RAM that is free, at most all experts; logged. More reads the disk less.
         host_tier: Beside a GPU: "inclusive" (default) keeps in RAM what fits, whether or not it is
-            on the GPU as well; "none" reads every miss from the disk, through three slots of RAM.
-        pinned_cap: Beside a GPU: how much of `host_memory` may be pinned, bytes or a size. None:
-            all of it. Copies from the rest go through staging, which costs a core and is counted.
+            on the GPU as well; "none" reads every miss from the disk, through three slots of RAM
+            per size of expert, whatever they take; `host_memory` is refused beside it.
+        pinned_cap: Beside a GPU: how much of the host tier may be pinned, bytes or a size, used in
+            whole slots. None: all of it. Copies from the rest go through staging, which costs a
+            core and is counted.
         prefill: What a call of more than half of a layer's experts may use: "stream" (default) a
             ring of an eighth of the slots, so that a prompt does not empty them; "cache" all.
         policy: Who leaves when a slot is needed: "lru", "decayed-lfu" (`"decayed-lfu:16"` sets the
@@ -101,6 +103,11 @@ class OffloadOptions:
         if self.pinned_cap is not None and _size("pinned_cap", self.pinned_cap)[0] != "bytes":
             raise ConfigError(f'pinned_cap: got {self.pinned_cap!r}, expected bytes, as in "8GiB"')
         _check_choice("host_tier", self.host_tier, HOST_TIERS)
+        if self.host_tier == "none" and self.host_memory is not None:
+            raise ConfigError(
+                f"host_memory: got {self.host_memory!r} beside host_tier='none', expected none: no "
+                "expert stays in RAM; leave one of them out"
+            )
         _check_choice("prefill", self.prefill, PREFILLS)
         _check_policy(self.policy)
         _check_choice("backing", self.backing, BACKINGS)

@@ -85,6 +85,10 @@ def test_unknown_keys_are_refused_with_the_nearest_name() -> None:
         ({"device_memory": True}, "device_memory: got True"),
         ({"device_memory": 1.5}, "device_memory: got 1.5"),
         ({"device_memory": {"cuda:0": "1GiB"}}, "mapping"),
+        (
+            {"host_memory": "1GiB", "host_tier": "none"},
+            "host_memory: got '1GiB' beside host_tier='none', expected none.*leave one of them out",
+        ),
         ({"policy": "lrru"}, "did you mean 'lru'"),
         ({"policy": "lru:5"}, "expected one of"),
         ({"policy": "decayed-lfu:x"}, "expected a half-life"),

@@ -17,15 +17,13 @@ PolicyShape shape_of(const ExpertStore& store) {
 }  // namespace
 
 ExpertLoader::ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& device,
-                           std::unique_ptr<TransferPath> path, const Clock& clock,
-                           std::string_view policy, const MemoryPlan& plan, Timeline& timeline,
-                           std::function<void()> drive)
+                           const MakePath& make_path, const Clock& clock, std::string_view policy,
+                           const MemoryPlan& plan, Timeline& timeline, std::function<void()> drive)
     : store_(std::move(store)),
       device_(device),
       clock_(clock),
       timeline_(timeline),
       drive_(std::move(drive)),
-      path_(std::move(path)),
       class_of_layer_(plan.class_of_layer) {
   const PolicyShape shape = shape_of(*store_);
   for (const SizeClass& size_class : plan.classes) {
@@ -44,6 +42,7 @@ ExpertLoader::ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& dev
   abandoned_.reserve(static_cast<std::size_t>(shape.max_experts));
   stats_.budget_bytes = plan.budget_bytes;
   stats_.slab_bytes = plan.slab_bytes;
+  path_ = make_path();
   path_->connect(
       [this](const LoadRequest& request, TicketState state, const std::exception_ptr& error,
              std::uint64_t bytes_read) {

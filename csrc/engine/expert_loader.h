@@ -51,9 +51,11 @@ struct Landing {
 /// Thread safety: every public member; those of a call belong to the thread that began it.
 class ExpertLoader {
  public:
-  ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& device,
-               std::unique_ptr<TransferPath> path, const Clock& clock, std::string_view policy,
-               const MemoryPlan& plan, Timeline& timeline, std::function<void()> drive);
+  using MakePath = std::function<std::unique_ptr<TransferPath>()>;
+  /// `make_path` is called once the slots are there.
+  ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& device, const MakePath& make_path,
+               const Clock& clock, std::string_view policy, const MemoryPlan& plan,
+               Timeline& timeline, std::function<void()> drive);
   ~ExpertLoader();
   ExpertLoader(const ExpertLoader&) = delete;
   ExpertLoader& operator=(const ExpertLoader&) = delete;
@@ -165,7 +167,7 @@ class ExpertLoader {
   const Clock& clock_;
   Timeline& timeline_;
   const std::function<void()> drive_;
-  const std::unique_ptr<TransferPath> path_;
+  std::unique_ptr<TransferPath> path_;  // from the constructor on
   const std::vector<std::int32_t> class_of_layer_;
   std::vector<std::int32_t> experts_of_class_;
   /// Records of every pool are guarded by mu_; the caches have locks of their own, taken inside it.

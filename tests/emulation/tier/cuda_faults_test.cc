@@ -127,6 +127,22 @@ INSTANTIATE_TEST_SUITE_P(Calls, CudaFaults,
                                            fake::Api::kLaunchKernel),
                          [](const auto& each) { return std::string(fake::name(each.param)); });
 
+TEST(CudaFaultsRefused, OfSlotsCostsNoMemoryOfTheHost) {
+  const Model model({.dtype = DType::kBF16}, 3);
+  begin({});
+  fake::fail_after(fake::Api::kMalloc, 0, cudaErrorMemoryAllocation);
+  try {
+    // Without a tier the host's slots are pinned at once.
+    const CudaRig rig(model, {.device_memory = model.slots(3), .host_tier = "none"}, false);
+    FAIL() << "expected a CapacityError";
+  } catch (const CapacityError& error) {
+    EXPECT_NE(std::string(error.what()).find("lower device_memory"), std::string::npos)
+        << error.what();
+  }
+  EXPECT_EQ(fake::stats().peak_pinned_bytes, 0u);
+  expect_nothing_left();
+}
+
 TEST(CudaFaultsLater, AnAsynchronousOneIsKept) {
   const Model model({.dtype = DType::kBF16}, 3);
   const Scenario scenario = make_scenario(model);

@@ -47,10 +47,17 @@ class CapacityError : public Error {
   using Error::Error;
 };
 
-/// A call to an accelerator failed. Sticky: the session that saw it has failed.
+/// A call to an accelerator failed. For good: the context is unusable, and with it every session
+/// there. Else the call alone was refused, and the device works on.
 class DeviceError : public Error {
  public:
-  using Error::Error;
+  explicit DeviceError(const std::string& what, bool for_good = true)
+      : Error(what), for_good_(for_good) {}
+
+  [[nodiscard]] bool is_for_good() const noexcept { return for_good_; }
+
+ private:
+  bool for_good_ = true;
 };
 
 /// An invariant broke: a bug of sluice.

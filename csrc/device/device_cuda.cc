@@ -221,9 +221,11 @@ class CudaDevice final : public Device {
     if (code == cudaSuccess) [[likely]]
       return;
     (void)cudaGetLastError();
-    const DeviceError error(std::string(call) + " on " + name_ + ": got " + describe(code) +
-                            ", expected success; the session has failed, make a new one");
-    if (is_refusal(code)) throw error;
+    const std::string got = std::string(call) + " on " + name_ + ": got " + describe(code);
+    if (is_refusal(code)) {
+      throw DeviceError(got + ", expected success; the device works on", /*for_good=*/false);
+    }
+    const DeviceError error(got + ", expected success; the session has failed, make a new one");
     const MutexLock lock(mu_);
     if (!failure_) failure_ = std::make_exception_ptr(error);
     std::rethrow_exception(failure_);

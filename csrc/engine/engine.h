@@ -57,7 +57,7 @@ struct EngineOptions {
 ///
 /// Errors: CapacityError when made with too small a budget; from forward: the transfer's own error
 /// (the session stays usable), Interrupted, SluiceError once closed; ConfigError on a stream that
-/// is being captured; DeviceError, for good.
+/// is being captured; DeviceError, after which the session is usable unless the error is for good.
 class Engine {
  public:
   struct Parts {

@@ -136,7 +136,7 @@ class ExpertLoader {
   [[nodiscard]] std::uint64_t workspace_bytes() const { return path_->workspace_bytes(); }
 
  private:
-  void finished(const LoadRequest& request, TicketState state, const std::exception_ptr& error,
+  void finished(const LoadRequest& request, TicketState state, std::exception_ptr error,
                 std::uint64_t bytes_read) EXCLUDES(mu_);
   [[nodiscard]] SlotPool& pool_of(LayerIdx layer) const;
   /// Whether a layer's experts live in slots; not where all of them are used in adopted memory.

@@ -104,8 +104,8 @@ void ExpertLoader::account_locked(const SlotRecord& record, TicketState state,
   }
 }
 
-void ExpertLoader::finished(const LoadRequest& request, TicketState state,
-                            const std::exception_ptr& error, std::uint64_t bytes_read) {
+void ExpertLoader::finished(const LoadRequest& request, TicketState state, std::exception_ptr error,
+                            std::uint64_t bytes_read) {
   const MutexLock lock(mu_);
   const Nanos now = clock_.now();
   SlotPool& pool = pool_of(request.key.layer);
@@ -115,6 +115,13 @@ void ExpertLoader::finished(const LoadRequest& request, TicketState state,
   });
   SlotRecord& record = pool.record(slot);
   EventHandle last_use = request.last_use;
+  EventHandle ready{};
+  try {
+    if (state == TicketState::kDone) ready = device_.record(device_.copy_stream());
+  } catch (const DeviceError&) {  // without the event nobody may read it
+    state = TicketState::kFailed;
+    error = std::current_exception();
+  }
   --loads_in_flight_;
   if (record.by_hint && !record.asked) --hints_in_flight_;
   account_locked(record, state, bytes_read);
@@ -129,7 +136,7 @@ void ExpertLoader::finished(const LoadRequest& request, TicketState state,
     pool.cache.finish_load(request.key);
     record.loading = false;
     record.bytes_read = bytes_read;
-    record.ready = device_.record(device_.copy_stream());
+    record.ready = ready;
     release_event(device_, last_use);
   } else {
     pool.cache.fail_load(request.key);

@@ -143,6 +143,45 @@ TEST(CudaFaultsRefused, OfSlotsCostsNoMemoryOfTheHost) {
   expect_nothing_left();
 }
 
+// What is refused leaves the device as it was, and so the session.
+TEST(CudaFaultsRefused, EndTheirForwardAndNoMore) {
+  const Model model({.dtype = DType::kBF16}, 3);
+  const Scenario scenario = make_scenario(model);
+  int refused = 0;
+  for (const fake::Api api : {fake::Api::kMemcpyAsync, fake::Api::kStreamWaitEvent}) {
+    for (int after = 0;; after += 1 + after / 4) {
+      SCOPED_TRACE(fake::name(api) + (" after " + std::to_string(after)) + " calls");
+      begin({.policy = fake::Policy::kLazy, .seed = static_cast<std::uint64_t>(after + 1)});
+      CudaRig rig(
+          model,
+          {.device_memory = model.slots(3), .host_memory = model.slots(5), .prefill = "cache"},
+          after % 2 == 1);
+      fake::fail_after(api, after, cudaErrorInvalidValue);
+      for (std::size_t i = 0; i < scenario.calls.size(); ++i) {
+        try {
+          const CallOnDevice call(scenario.calls[i], rig.stream());
+          rig.engine().forward(call.args());
+          EXPECT_EQ(call.out(), scenario.expected[i]);
+        } catch (const DeviceError& error) {
+          EXPECT_FALSE(error.is_for_good());
+          EXPECT_NE(std::string(error.what()).find("expected success; the device works on"),
+                    std::string::npos)
+              << error.what();
+          ++refused;
+        } catch (const std::runtime_error&) {  // it was a call of the test's own
+        }
+      }
+      if (fake::injected() == 0) break;
+      for (std::size_t i = 0; i < scenario.calls.size(); ++i) {
+        EXPECT_EQ(rig.forward(scenario.calls[i]), scenario.expected[i]) << "after the refusal";
+      }
+      ASSERT_FALSE(HasFailure());
+    }
+  }
+  EXPECT_GT(refused, 20);
+  expect_nothing_left();
+}
+
 TEST(CudaFaultsLater, AnAsynchronousOneIsKept) {
   const Model model({.dtype = DType::kBF16}, 3);
   const Scenario scenario = make_scenario(model);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/log_ring.h"
+
 namespace sluice {
 namespace {
 
@@ -122,6 +124,16 @@ void ExpertLoader::wait_until_idle() {
   }
 }
 
+bool ExpertLoader::synchronize_at_end(EventHandle event) noexcept {
+  try {
+    device_.synchronize(event);
+    return true;
+  } catch (const std::exception& error) {
+    log_ring().log(LogLevel::kError, error.what());
+    return false;
+  }
+}
+
 void ExpertLoader::close() {
   {
     const MutexLock lock(mu_);
@@ -132,12 +144,13 @@ void ExpertLoader::close() {
   wait_until_idle();
   path_->close();
   const MutexLock lock(mu_);
+  bool answers = true;
   for (const auto& pool : pools_) {
     if (!pool) continue;
     pool->cache.evict_all();
     for (SlotRecord& record : pool->records) {
       if (record.occupied) vacate_locked(*pool, record);
-      if (!broken_) device_.synchronize(record.last_use);  // kernels may still read the slab
+      answers = answers && synchronize_at_end(record.last_use);  // kernels may still read the slab
       release_event(device_, record.last_use);
     }
     pool->slab = {};

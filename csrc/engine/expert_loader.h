@@ -128,7 +128,8 @@ class ExpertLoader {
   Nanos step() EXCLUDES(mu_);
   /// Cancels guesses and waits until nothing is in flight. No call may be running.
   void drain() EXCLUDES(mu_);
-  /// As drain, for good: demands are cancelled too, threads joined, slots emptied and freed.
+  /// As drain, for good: demands are cancelled too, threads joined, slots emptied and freed, also
+  /// where the device is gone.
   void close() EXCLUDES(mu_);
 
   [[nodiscard]] EngineStats stats() const EXCLUDES(mu_);
@@ -138,6 +139,8 @@ class ExpertLoader {
  private:
   void finished(const LoadRequest& request, TicketState state, std::exception_ptr error,
                 std::uint64_t bytes_read) EXCLUDES(mu_);
+  /// Waits for the kernels behind an event. Errors are logged: false, and nobody asks again.
+  [[nodiscard]] bool synchronize_at_end(EventHandle event) noexcept;
   [[nodiscard]] SlotPool& pool_of(LayerIdx layer) const;
   /// Whether a layer's experts live in slots; not where all of them are used in adopted memory.
   [[nodiscard]] bool class_has_slots(LayerIdx layer) const;

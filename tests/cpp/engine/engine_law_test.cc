@@ -3,6 +3,7 @@
 
 #include "engine/plain.h"
 #include "engine/rig.h"
+#include "engine/shapes.h"
 #include "support/seed.h"
 
 namespace sluice::testing {
@@ -11,29 +12,12 @@ namespace {
 enum class Guesses { kNone, kRandom, kAlwaysWrong };
 
 std::vector<ModelShape> shapes() {
-  const auto shape = [](DType dtype, GateKind kind, bool gated, bool bias) {
-    ModelShape s{.dtype = dtype, .gated = gated, .has_bias = bias};
-    s.gate.kind = kind;
-    return s;
-  };
-  std::vector<ModelShape> all = {
-      shape(DType::kF32, GateKind::kSilu, true, false),
-      shape(DType::kBF16, GateKind::kOaiSwiglu, true, true),
-      shape(DType::kF16, GateKind::kRelu2, false, false),
-      shape(DType::kBF16, GateKind::kGeluTanh, true, false),
-      shape(DType::kF16, GateKind::kClampedSilu, true, true),
-  };
-  all[1].gate.interleaved = true;
-  ModelShape generic = shape(DType::kBF16, GateKind::kSilu, true, true);
-  generic.generic_gate = true;
-  all.push_back(generic);
-  ModelShape post = shape(DType::kF32, GateKind::kSilu, true, true);
-  post.post_callback = true;
-  all.push_back(post);
+  std::vector<ModelShape> all = varied_shapes();
+  all.push_back(shape_of(DType::kBF16, GateKind::kGeluTanh, true, false));
+  all.push_back(shape_of(DType::kF16, GateKind::kClampedSilu, true, true));
   // More rows than are widened at a time.
-  ModelShape tall = shape(DType::kBF16, GateKind::kSilu, true, false);
-  tall.intermediate = 200;
-  all.push_back(tall);
+  all.push_back(shape_of(DType::kBF16, GateKind::kSilu, true, false));
+  all.back().intermediate = 200;
   return all;
 }
 

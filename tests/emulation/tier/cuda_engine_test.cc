@@ -6,32 +6,12 @@
 #include <cmath>
 
 #include "engine/plain.h"
+#include "engine/shapes.h"
 #include "kernels/expert_gemv.h"
 #include "tests/emulation/tier/cuda_rig.h"
 
 namespace sluice::testing {
 namespace {
-
-std::vector<ModelShape> shapes() {
-  const auto shape = [](DType dtype, GateKind kind, bool gated, bool bias) {
-    ModelShape s{.dtype = dtype, .gated = gated, .has_bias = bias};
-    s.gate.kind = kind;
-    return s;
-  };
-  std::vector<ModelShape> all = {
-      shape(DType::kF32, GateKind::kSilu, true, false),
-      shape(DType::kBF16, GateKind::kOaiSwiglu, true, true),
-      shape(DType::kF16, GateKind::kRelu2, false, false),
-  };
-  all[1].gate.interleaved = true;
-  ModelShape generic = shape(DType::kBF16, GateKind::kSilu, true, true);
-  generic.generic_gate = true;
-  all.push_back(generic);
-  ModelShape post = shape(DType::kF32, GateKind::kSilu, true, true);
-  post.post_callback = true;
-  all.push_back(post);
-  return all;
-}
 
 /// Few and many tokens, odd entries, wide activations; both layers in turn.
 std::vector<Call> make_calls(const ModelShape& model, std::mt19937_64& rng) {
@@ -76,7 +56,7 @@ void expect_near(const Call& call, const std::vector<std::byte>& got,
 class CudaEngine : public ::testing::TestWithParam<std::size_t> {};
 
 TEST_P(CudaEngine, GivesTheSameBitsInEveryScheduleAndTheHostsWithinRounding) {
-  const ModelShape shape = shapes()[GetParam()];
+  const ModelShape shape = varied_shapes()[GetParam()];
   const Model model(shape, 7 + GetParam());
   std::mt19937_64 rng(11);
   const std::vector<Call> calls = make_calls(shape, rng);
@@ -114,7 +94,8 @@ TEST_P(CudaEngine, GivesTheSameBitsInEveryScheduleAndTheHostsWithinRounding) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, CudaEngine, ::testing::Range<std::size_t>(0, 5));
+INSTANTIATE_TEST_SUITE_P(Shapes, CudaEngine,
+                         ::testing::Range(std::size_t{0}, varied_shapes().size()));
 
 TEST(CudaEngineBudget, IsKeptToTheByteByTheAllocatorsOwnCount) {
   const ModelShape shape{.dtype = DType::kBF16};

@@ -23,21 +23,20 @@ namespace sluice {
 /// What a plan decides about one launch.
 ///
 /// `overlap_previous` lets the grid begin before the one ahead of it in the stream has ended
-/// (programmatic dependent launch, sm_90 on): its kernel must wait, with `grid_dependency_wait` of
-/// ptx.h, before it touches what that grid wrote. It asks nothing of the grid ahead.
+/// (programmatic dependent launch): its kernel must wait, with `grid_dependency_wait` of ptx.h,
+/// before it touches what that grid wrote. It asks nothing of the grid ahead. Only where
+/// `supports_dependent_launch` (dependent_launch.h).
 struct LaunchShape {
   dim3 grid;
   dim3 block;
-  /// Dynamic shared memory. Above 48 KiB the kernel is opted in at its first launch on a device.
+  /// Dynamic shared memory. A kernel is opted in at its first launch on a device that wants more
+  /// than the ones before.
   std::size_t shared_bytes = 0;
   cudaStream_t stream = nullptr;
   bool overlap_previous = false;
 };
 
 namespace launch_detail {
-
-// What every device grants without asking (CUDA C++ programming guide, "shared memory").
-inline constexpr std::size_t kUnaskedSharedBytes = 48 * 1024;
 
 // One kernel on one device and the dynamic shared memory it may use there.
 struct SharedGrant {
@@ -62,8 +61,11 @@ inline SharedGrant* find_shared_grant(std::uint64_t key) noexcept {
   return nullptr;
 }
 
+// Unasked a kernel has 48 KiB less its static bytes (cuda.h,
+// CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES), which are not known here: so it is asked for
+// any.
 inline cudaError_t allow_shared_bytes(const void* kernel, std::size_t bytes) {
-  if (bytes <= kUnaskedSharedBytes) return cudaSuccess;
+  if (bytes == 0) return cudaSuccess;
   int device = 0;
   if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
   // Code lies below 2^56 on every platform we build for.
@@ -89,8 +91,8 @@ inline cudaError_t allow_shared_bytes(const void* kernel, std::size_t bytes) {
 }
 
 #if defined(SLUICE_EMULATE)
-// Queues a grid on the fake runtime, which defines it (the tests' fake_cuda_launch.cc). `body` runs
-// one thread of the kernel on the copy of its arguments.
+// Queues a grid on the fake runtime, which defines it (the tests' fake_cuda/launches.cc). `body`
+// runs one thread of the kernel on the copy of its arguments.
 cudaError_t enqueue(const char* name, const LaunchShape& shape, const void* kernel,
                     void (*body)(const void* arguments), std::shared_ptr<const void> arguments,
                     std::size_t argument_bytes);

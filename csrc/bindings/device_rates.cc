@@ -111,6 +111,7 @@ class Measurement {
              .shared_bytes_per_block = device.traits().shared_bytes_per_block} {}
 
   DeviceRates run() {
+    const DeviceScope here(device_);
     const std::size_t largest =
         *std::max_element(probe_.copy_bytes.begin(), probe_.copy_bytes.end());
     const std::size_t arena = std::max(probe_.copy_total_bytes, largest);

@@ -60,13 +60,25 @@ class DeviceBuffer {
 ///
 /// Thread safety: every member may be called from any thread.
 /// Errors: DeviceError naming the call, its code and what it means; on CUDA the first one that
-/// leaves the context unusable is kept and thrown again by every later call. Allocations that are
-/// refused throw CapacityError.
+/// leaves the context unusable is kept, and later calls that fail throw it again. Allocations that
+/// are refused throw CapacityError.
 class Device {
  public:
   virtual ~Device() = default;
 
   [[nodiscard]] virtual DeviceTraits traits() const = 0;
+
+  /// What a thread was before it worked on a device.
+  struct ThreadState {
+    int device = -1;
+    int entered = -1;       ///< the device that it had entered; −1: none
+    int capture_mode = -1;  ///< −1: it had entered this one
+  };
+  /// The calling thread works on this device until `leave_thread`: what it launches goes there, and
+  /// it neither breaks nor is refused by captures that other streams are in. A thread of the core's
+  /// own does not leave: the way back to another GPU would make a context on it. Cheap to repeat.
+  virtual ThreadState enter_thread() { return {}; }
+  virtual void leave_thread(const ThreadState& /*before*/) noexcept {}
 
   /// One slab for slots or scratch, 4096-aligned on a host device (on huge pages where the system
   /// grants them), 256-aligned on CUDA.
@@ -118,6 +130,19 @@ class Device {
  private:
   friend class DeviceBuffer;
   virtual void free_buffer(std::byte* data, std::size_t bytes, MemoryKind kind) noexcept = 0;
+};
+
+/// `enter_thread`, and back at the end of the scope.
+class DeviceScope {
+ public:
+  explicit DeviceScope(Device& device) : device_(device), before_(device.enter_thread()) {}
+  ~DeviceScope() { device_.leave_thread(before_); }
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+
+ private:
+  Device& device_;
+  const Device::ThreadState before_;
 };
 
 /// RAM as the device: work is done when the call that enqueues it returns, events have passed.

@@ -28,23 +28,8 @@ bool is_refusal(cudaError_t code) {
          code == cudaErrorInvalidResourceHandle || code == cudaErrorStreamCaptureUnsupported;
 }
 
-/// Makes a device the calling thread's own for a scope: the caller's choice comes back.
-class OnDevice {
- public:
-  explicit OnDevice(int ordinal) {
-    if (cudaGetDevice(&before_) != cudaSuccess || before_ == ordinal) return;
-    changed_ = cudaSetDevice(ordinal) == cudaSuccess;
-  }
-  ~OnDevice() {
-    if (changed_) (void)cudaSetDevice(before_);
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
+/// The device that the calling thread works on, as far as we have entered it; −1: none.
+thread_local int entered_ordinal = -1;
 
 class CudaDevice final : public Device {
  public:
@@ -61,7 +46,7 @@ class CudaDevice final : public Device {
       return "device " + name_ + ": got " + std::to_string(count) +
              " CUDA devices, expected one of that number; choose another";
     });
-    const OnDevice here(ordinal_);
+    const DeviceScope here(*this);
     traits_ = {.name = name_, .host_memory = false};
     const auto attribute = [&](cudaDeviceAttr which) {
       int value = 0;
@@ -84,7 +69,7 @@ class CudaDevice final : public Device {
   }
 
   ~CudaDevice() override {
-    const OnDevice here(ordinal_);
+    const DeviceScope here(*this);
     log_failure("cudaStreamDestroy", cudaStreamDestroy(copy_stream_));
     const MutexLock lock(mu_);
     // All of them: an error may have kept some from coming back to the pool.
@@ -95,9 +80,33 @@ class CudaDevice final : public Device {
 
   [[nodiscard]] DeviceTraits traits() const override { return traits_; }
 
+  // A device that cannot be entered refuses the calls that follow, which report it.
+  ThreadState enter_thread() override {
+    ThreadState before;
+    if (cudaGetDevice(&before.device) == cudaSuccess && before.device != ordinal_) {
+      (void)cudaSetDevice(ordinal_);
+    }
+    if (entered_ordinal == ordinal_) return before;
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    if (cudaThreadExchangeStreamCaptureMode(&mode) != cudaSuccess) {
+      (void)cudaGetLastError();
+      return before;
+    }
+    before.capture_mode = static_cast<int>(mode);
+    before.entered = std::exchange(entered_ordinal, ordinal_);
+    return before;
+  }
+  void leave_thread(const ThreadState& before) noexcept override {
+    if (before.device >= 0 && before.device != ordinal_) (void)cudaSetDevice(before.device);
+    if (before.capture_mode < 0) return;
+    auto mode = static_cast<cudaStreamCaptureMode>(before.capture_mode);
+    (void)cudaThreadExchangeStreamCaptureMode(&mode);
+    entered_ordinal = before.entered;
+  }
+
   [[nodiscard]] DeviceBuffer allocate_slab(std::size_t bytes) override {
     if (bytes == 0) return {};
-    const OnDevice here(ordinal_);
+    const DeviceScope here(*this);
     void* data = nullptr;
     const cudaError_t code = cudaMalloc(&data, bytes);
     if (code == cudaErrorMemoryAllocation) {
@@ -114,16 +123,19 @@ class CudaDevice final : public Device {
 
   [[nodiscard]] DeviceBuffer allocate_host(std::size_t bytes) override {
     if (bytes == 0) return {};
-    return {this, map_host_pages(bytes, "host memory", "lower host_memory"), bytes,
-            MemoryKind::kHost};
+    std::byte* const pages = map_host_pages(bytes, "host memory", "lower host_memory");
+    // Pages that a device reads may not move when either side writes behind a fork, and Linux
+    // copies pinned ones at the fork itself: a child has no use for them.
+    keep_from_children(pages, bytes);
+    return {this, pages, bytes, MemoryKind::kHost};
   }
 
   [[nodiscard]] bool pin(DeviceBuffer& buffer) override {
     if (buffer.kind() != MemoryKind::kHost || buffer.bytes() == 0) return true;
-    const OnDevice here(ordinal_);
+    const DeviceScope here(*this);
     const cudaError_t code =
         cudaHostRegister(buffer.data(), buffer.bytes(), cudaHostRegisterPortable);
-    if (is_refusal(code)) {
+    if (is_refusal(code) || code == cudaErrorOperatingSystem) {
       (void)cudaGetLastError();
       log_ring().log(LogLevel::kWarning, "cudaHostRegister of " + std::to_string(buffer.bytes()) +
                                              " bytes: got " + describe(code) +
@@ -136,7 +148,7 @@ class CudaDevice final : public Device {
   }
 
   [[nodiscard]] MemoryInfo memory_info() override {
-    const OnDevice here(ordinal_);
+    const DeviceScope here(*this);
     std::size_t free_bytes = 0;
     std::size_t total_bytes = 0;
     check("cudaMemGetInfo", cudaMemGetInfo(&free_bytes, &total_bytes));
@@ -157,7 +169,7 @@ class CudaDevice final : public Device {
   }
 
   [[nodiscard]] EventHandle record(StreamHandle stream) override {
-    const OnDevice here(ordinal_);
+    const DeviceScope here(*this);
     Event* const event = take_event();
     const cudaError_t code = cudaEventRecord(event->native, native(stream));
     if (code != cudaSuccess) give_event(event);
@@ -166,17 +178,17 @@ class CudaDevice final : public Device {
   }
   void wait(StreamHandle stream, EventHandle event) override {
     if (event == EventHandle{}) return;
-    const OnDevice here(ordinal_);
+    const DeviceScope here(*this);
     check("cudaStreamWaitEvent", cudaStreamWaitEvent(native(stream), pooled(event)->native, 0));
   }
   void synchronize(EventHandle event) override {
     if (event == EventHandle{}) return;
-    const OnDevice here(ordinal_);
+    const DeviceScope here(*this);
     check("cudaEventSynchronize", cudaEventSynchronize(pooled(event)->native));
   }
   [[nodiscard]] bool passed(EventHandle event) override {
     if (event == EventHandle{}) return true;
-    const OnDevice here(ordinal_);
+    const DeviceScope here(*this);
     const cudaError_t code = cudaEventQuery(pooled(event)->native);
     if (code == cudaErrorNotReady) return false;
     check("cudaEventQuery", code);
@@ -191,7 +203,7 @@ class CudaDevice final : public Device {
     if (event != EventHandle{}) give_event(pooled(event));
   }
   [[nodiscard]] bool is_capturing(StreamHandle stream) override {
-    const OnDevice here(ordinal_);
+    const DeviceScope here(*this);
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     const cudaError_t code = cudaStreamIsCapturing(native(stream), &status);
     // Said of the legacy stream while any other one of the thread captures.
@@ -243,7 +255,7 @@ class CudaDevice final : public Device {
   void enqueue_copy(std::byte* target, const std::byte* source, std::size_t bytes,
                     cudaMemcpyKind kind, StreamHandle stream) {
     if (bytes == 0) return;
-    const OnDevice here(ordinal_);
+    const DeviceScope here(*this);
     check("cudaMemcpyAsync", cudaMemcpyAsync(target, source, bytes, kind, native(stream)));
   }
 
@@ -272,7 +284,7 @@ class CudaDevice final : public Device {
   }
 
   void free_buffer(std::byte* data, std::size_t bytes, MemoryKind kind) noexcept override {
-    const OnDevice here(ordinal_);
+    const DeviceScope here(*this);
     if (kind == MemoryKind::kDevice) {
       log_failure("cudaFree", cudaFree(data));
       return;

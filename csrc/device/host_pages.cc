@@ -38,6 +38,10 @@ std::byte* map_host_pages(std::size_t bytes, std::string_view purpose, std::stri
   return static_cast<std::byte*>(pages);
 }
 
+void keep_from_children(std::byte* pages, std::size_t bytes) noexcept {
+  madvise(pages, bytes, MADV_DONTFORK);
+}
+
 void unmap_host_pages(std::byte* pages, std::size_t bytes) noexcept { munmap(pages, bytes); }
 
 }  // namespace sluice

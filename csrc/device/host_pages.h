@@ -10,6 +10,8 @@ namespace sluice {
 /// Errors: CapacityError naming `purpose`, what was asked for, what is free, and `advice`.
 [[nodiscard]] std::byte* map_host_pages(std::size_t bytes, std::string_view purpose,
                                         std::string_view advice);
+/// A process forked from now on does not get these pages. Best effort.
+void keep_from_children(std::byte* pages, std::size_t bytes) noexcept;
 void unmap_host_pages(std::byte* pages, std::size_t bytes) noexcept;
 
 struct HostMemory {

@@ -57,7 +57,7 @@ class CudaCompute final : public ExpertCompute {
   [[nodiscard]] const Grouping& begin(const ForwardArgs& args, const StoredLayer& layer,
                                       const LayerSpec& spec) override;
   [[nodiscard]] bool takes_several(const Grouping::Group& /*group*/) const override {
-    return !has_callback();
+    return !spec_->has_callback();
   }
   void several(std::span<const ReadyExpert> experts) override;
   void one(const ReadyExpert& expert) override;
@@ -68,9 +68,6 @@ class CudaCompute final : public ExpertCompute {
   [[nodiscard]] std::uint64_t workspace_bytes() const override { return workspace_bytes_; }
 
  private:
-  [[nodiscard]] bool has_callback() const {
-    return spec_->gate.kind == GateKind::kGeneric || spec_->post_expert_callback != nullptr;
-  }
   [[nodiscard]] std::int64_t num_entries() const { return args_->num_tokens * args_->top_k; }
   [[nodiscard]] RoutedRows routed() const {
     return {.offsets = offsets_,
@@ -83,9 +80,6 @@ class CudaCompute final : public ExpertCompute {
   void reserve_scratch();
   void gemv(const ExpertEntries& entries);
   void tiles(const ExpertEntries& entries);
-  void call_back(const decltype(LayerSpec::gate_callback)& callback, const char* what,
-                 std::int64_t rows, std::int64_t in_columns, std::int64_t out_columns,
-                 const void* in, void* out);
 
   Device& device_;
   const GpuTraits gpu_;
@@ -262,8 +256,10 @@ void CudaCompute::one(const ReadyExpert& expert) {
                             plan_tile_gate_up_raw(problem_, columns, 1, num_entries(), gpu_),
                             entries_, in, stream);
     ++generic_gate_calls_;
-    call_back(spec_->gate_callback, "gate callback", rows, columns, layout.intermediate,
-              raw_ + begin * columns * element, h_ + begin * layout.intermediate * element);
+    call_back(spec_->gate_callback, "gate callback", *args_, *layer_, rows, columns,
+              layout.intermediate, raw_ + begin * columns * element,
+              h_ + begin * layout.intermediate * element);
+    (void)device_.enter_thread();  // the callback may have chosen another device
   } else {
     launch_tile_gate_up(problem_, plan_tile_gate_up(problem_, 1, num_entries(), gpu_), entries_, in,
                         stream);
@@ -278,8 +274,9 @@ void CudaCompute::one(const ReadyExpert& expert) {
     launch_tile_down_compact(problem_, plan, entries_, down, stream);
     std::byte* const after = compact_ + num_entries() * layout.hidden * element;
     const std::int64_t offset = begin * layout.hidden * element;
-    call_back(spec_->post_expert_callback, "post-expert callback", rows, layout.hidden,
-              layout.hidden, compact_ + offset, after + offset);
+    call_back(spec_->post_expert_callback, "post-expert callback", *args_, *layer_, rows,
+              layout.hidden, layout.hidden, compact_ + offset, after + offset);
+    (void)device_.enter_thread();  // the callback may have chosen another device
     launch_scatter_rows({.first = begin,
                          .num_rows = rows,
                          .hidden = layout.hidden,
@@ -289,18 +286,6 @@ void CudaCompute::one(const ReadyExpert& expert) {
                         stream);
   }
   overlaps_ = chains_;
-}
-
-void CudaCompute::call_back(const decltype(LayerSpec::gate_callback)& callback, const char* what,
-                            std::int64_t rows, std::int64_t in_columns, std::int64_t out_columns,
-                            const void* in, void* out) {
-  const int code =
-      callback(args_->layer, args_->activations, rows, in_columns, out_columns, in, out);
-  (void)device_.enter_thread();  // it may have chosen another device
-  require<InternalError>(code == 0, [&] {
-    return "forward of " + layer_->name + ": the " + what + " gave code " + std::to_string(code) +
-           ", expected 0";
-  });
 }
 
 void CudaCompute::combine_rows() {

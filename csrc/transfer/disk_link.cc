@@ -14,9 +14,13 @@ class DiskLink final : public Link {
         pool_(
             std::move(store), io_threads,
             [this](std::uint64_t token, std::exception_ptr error, std::uint64_t bytes_read) {
+              enter();
               landed_(token, std::move(error), bytes_read);
             },
-            [device](EventHandle last_use) { device->synchronize(last_use); }) {}
+            [this](EventHandle last_use) {
+              enter();
+              device_->synchronize(last_use);
+            }) {}
 
   [[nodiscard]] int depth() const override { return pool_.num_threads(); }
   void set_landed(Landed landed) override { landed_ = std::move(landed); }
@@ -28,6 +32,10 @@ class DiskLink final : public Link {
   void close() override { pool_.close(); }
 
  private:
+  void enter() {  // the pool's threads are the core's own
+    if (device_ != nullptr) (void)device_->enter_thread();
+  }
+
   Device* const device_;
   Landed landed_;
   ReaderPool pool_;  // last: its threads end before what they call

@@ -39,6 +39,9 @@ struct DeviceModel {
   std::size_t shared_bytes_per_block_optin = 227 * 1024;
   std::size_t shared_bytes_per_multiprocessor = 228 * 1024;
   std::size_t l2_bytes = std::size_t{50} << 20;
+  /// The architecture that loaded code was compiled for: below the device's where it was
+  /// translated from PTX. 0: the device's.
+  int code_version = 0;
 };
 
 struct Options {
@@ -107,6 +110,7 @@ enum class Api {
   kStreamIsCapturing,
   kStreamBeginCapture,
   kStreamEndCapture,
+  kThreadExchangeStreamCaptureMode,
   kEventCreate,
   kEventDestroy,
   kEventRecord,
@@ -116,6 +120,7 @@ enum class Api {
   kLaunchKernel,
   kLaunchHostFunc,
   kFuncSetAttribute,
+  kFuncGetAttributes,
   kGraphInstantiate,
   kGraphLaunch,
   kGraphDestroy,

@@ -42,6 +42,8 @@ std::map<Api, std::function<cudaError_t()>> calls() {
   static std::size_t bytes;
   static cudaPointerAttributes attributes;
   static cudaStreamCaptureStatus status;
+  static cudaStreamCaptureMode mode;
+  static cudaFuncAttributes of_kernel;
   static float milliseconds;
   static cudaStream_t other;
   static cudaEvent_t other_event;
@@ -75,6 +77,8 @@ std::map<Api, std::function<cudaError_t()>> calls() {
          (void)cudaStreamBeginCapture(queue, cudaStreamCaptureModeRelaxed);
          return cudaStreamEndCapture(queue, &graph);
        }},
+      {Api::kThreadExchangeStreamCaptureMode,
+       [] { return cudaThreadExchangeStreamCaptureMode(&mode); }},
       {Api::kEventCreate, [] { return cudaEventCreateWithFlags(&other_event, 0); }},
       {Api::kEventDestroy, [] { return cudaEventDestroy(mark); }},
       {Api::kEventRecord, [] { return cudaEventRecord(mark, queue); }},
@@ -88,6 +92,7 @@ std::map<Api, std::function<cudaError_t()>> calls() {
        [] {
          return cudaFuncSetAttribute(heap, cudaFuncAttributeMaxDynamicSharedMemorySize, 60'000);
        }},
+      {Api::kFuncGetAttributes, [] { return cudaFuncGetAttributes(&of_kernel, heap); }},
       {Api::kGraphInstantiate, [] { return cudaGraphInstantiate(&executable, graph, 0); }},
       {Api::kGraphLaunch, [] { return cudaGraphLaunch(executable, queue); }},
       {Api::kGraphDestroy, [] { return cudaGraphDestroy(graph); }},
@@ -126,9 +131,13 @@ TEST_F(FakeCudaFaults, EveryCallFailsWhenAskedToAndOnce) {
 }
 
 TEST_F(FakeCudaFaults, ALostDeviceAnswersEverythingWithWhatItDiedOf) {
-  constexpr Api kUnaffected[] = {Api::kSetDevice,         Api::kGetDevice,
-                                 Api::kGetDeviceCount,    Api::kDeviceGetAttribute,
-                                 Api::kRuntimeGetVersion, Api::kDriverGetVersion};
+  constexpr Api kUnaffected[] = {Api::kSetDevice,
+                                 Api::kGetDevice,
+                                 Api::kGetDeviceCount,
+                                 Api::kDeviceGetAttribute,
+                                 Api::kRuntimeGetVersion,
+                                 Api::kDriverGetVersion,
+                                 Api::kThreadExchangeStreamCaptureMode};
   for (const auto& [api, unused] : calls()) {
     start({});
     const auto call = calls().at(api);

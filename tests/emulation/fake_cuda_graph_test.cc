@@ -113,6 +113,31 @@ TEST_F(FakeCudaGraph, CallsThatMayWaitOrAllocateEndACaptureByItsMode) {
   EXPECT_CUDA(cudaGraphDestroy(end(queue)));
 }
 
+TEST_F(FakeCudaGraph, AThreadMayTakeItselfOutOfTheCapturesOfOthers) {
+  const cudaStream_t queue = stream();
+  const cudaEvent_t mark = event();
+  begin(queue, cudaStreamCaptureModeGlobal);
+  std::thread([&] {
+    for (const auto own : {cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed}) {
+      cudaStreamCaptureMode mode = own;
+      EXPECT_CUDA(cudaThreadExchangeStreamCaptureMode(&mode));
+      EXPECT_CUDA(cudaEventQuery(mark));
+    }
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+    EXPECT_CUDA(cudaThreadExchangeStreamCaptureMode(&mode));
+    EXPECT_EQ(mode, cudaStreamCaptureModeRelaxed) << "what it was comes back";
+  }).join();
+  EXPECT_EQ(status(queue), cudaStreamCaptureStatusActive);
+  // Thread-local is of no use to the thread that captures; relaxed is.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  EXPECT_CUDA(cudaThreadExchangeStreamCaptureMode(&mode));
+  EXPECT_CUDA(cudaEventQuery(mark));
+  mode = cudaStreamCaptureModeThreadLocal;
+  EXPECT_CUDA(cudaThreadExchangeStreamCaptureMode(&mode));
+  EXPECT_REFUSED(cudaEventQuery(mark), cudaErrorStreamCaptureUnsupported, "cudaEventQuery");
+  expect_invalid(queue);
+}
+
 TEST_F(FakeCudaGraph, PageableMemoryCannotBeCaptured) {
   std::vector<float> heap(10, 1.0f);
   float* const memory = device(10);

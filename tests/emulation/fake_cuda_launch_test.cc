@@ -67,7 +67,7 @@ TEST_F(FakeCudaLaunch, BadShapesAreRefusedAtTheCall) {
   EXPECT_EQ(stats().launches, 1u);
 }
 
-TEST_F(FakeCudaLaunch, SharedMemoryAbove48KiBIsAskedForOnce) {
+TEST_F(FakeCudaLaunch, SharedMemoryIsAskedForOnce) {
   float* const out = device(1);
   float* const result = pinned(1, 0.0f);
   const auto run = [&](std::size_t bytes) {
@@ -78,7 +78,8 @@ TEST_F(FakeCudaLaunch, SharedMemoryAbove48KiBIsAskedForOnce) {
     EXPECT_EQ(result[0], static_cast<float>(bytes / sizeof(float)));
     return num_calls_of(Api::kFuncSetAttribute, mark);
   };
-  EXPECT_EQ(run(48 * 1024), 0);
+  EXPECT_EQ(run(16 * 1024), 1) << "48 KiB would hold the kernel's static memory too";
+  EXPECT_EQ(run(8 * 1024), 0);
   EXPECT_EQ(run(60'000), 1);
   EXPECT_EQ(run(60'000), 0);
   EXPECT_EQ(run(100'000), 1);
@@ -183,7 +184,8 @@ TEST_F(FakeCudaLaunch, DependentLaunchesNeedSm90) {
   start({.model = {.compute_major = 8}});
   float* const memory = filled(kCount, 1.0f);
   EXPECT_REFUSED(planted::launch_add_one({memory, memory, kCount}, true, nullptr),
-                 cudaErrorNotSupported, "kernel add_one: got a dependent launch on sm_80");
+                 cudaErrorNotSupported,
+                 "kernel add_one: got a dependent launch of code for sm_80 on sm_80");
 }
 
 TEST_F(FakeCudaLaunch, CopiesRunBetweenTheBatchesOfAGrid) {

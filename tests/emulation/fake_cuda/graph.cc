@@ -22,13 +22,16 @@ std::vector<std::unique_ptr<Work>> clone_all(const std::vector<std::unique_ptr<W
 }  // namespace
 
 cudaError_t refuse_in_capture(Session& session, const detail::ApiTraits& traits) {
-  if (!traits.unsafe_in_capture) return cudaSuccess;
+  const cudaStreamCaptureMode mode = session.thread.capture_mode;
+  if (!traits.unsafe_in_capture || mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
   cudaError_t error = cudaSuccess;
   for (const auto& weak : session.runtime.captures) {
     const std::shared_ptr<Capture> capture = weak.lock();
     if (capture == nullptr || capture->mode == cudaStreamCaptureModeRelaxed) continue;
     const bool same_thread = capture->thread == &session.thread;
-    if (capture->mode == cudaStreamCaptureModeThreadLocal && !same_thread) continue;
+    const bool only_own = capture->mode == cudaStreamCaptureModeThreadLocal ||
+                          mode == cudaStreamCaptureModeThreadLocal;
+    if (only_own && !same_thread) continue;
     error = invalidate(session, *capture, cudaErrorStreamCaptureUnsupported,
                        std::string("got the call on ") + (same_thread ? "the" : "another") +
                            " thread of a capture, expected none that may wait or allocate");
@@ -119,6 +122,16 @@ cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
     made->works = std::move(capture->works);
     *graph = made.get();
     session.runtime.graphs.emplace(made.get(), std::move(made));
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  return call(Api::kThreadExchangeStreamCaptureMode, nullptr, [&](Session& session) {
+    if (*mode < cudaStreamCaptureModeGlobal || *mode > cudaStreamCaptureModeRelaxed) {
+      return session.fail(cudaErrorInvalidValue, "got mode " + std::to_string(*mode));
+    }
+    std::swap(*mode, session.thread.capture_mode);
     return cudaSuccess;
   });
 }

@@ -157,22 +157,25 @@ cudaError_t enqueue(Session& session, const sluice::LaunchShape& shape, const vo
                             ", expected 1 to 1024 threads and a grid that is not empty");
   }
   const auto opted = runtime.shared_bytes_of.find({kernel, stream->device});
+  // Unasked it is 48 KiB less the kernel's static bytes. Those are not known here: none.
   const std::size_t granted =
-      std::min(runtime.options.model.shared_bytes_per_block_optin,
-               opted != runtime.shared_bytes_of.end() ? opted->second
-                                                      : sluice::launch_detail::kUnaskedSharedBytes);
+      opted == runtime.shared_bytes_of.end()
+          ? 0
+          : std::min(runtime.options.model.shared_bytes_per_block_optin, opted->second);
   if (shape.shared_bytes > granted) {
     return session.fail(cudaErrorInvalidValue,
                         who + "got " + std::to_string(shape.shared_bytes) +
                             " bytes of dynamic shared memory, expected at most " +
                             std::to_string(granted));
   }
-  if (shape.overlap_previous && runtime.options.model.compute_major < 9) {
-    return session.fail(cudaErrorNotSupported,
-                        who + "got a dependent launch on sm_" +
-                            std::to_string(runtime.options.model.compute_major) +
-                            std::to_string(runtime.options.model.compute_minor) +
-                            ", expected one on sm_90 or newer");
+  const DeviceModel& model = runtime.options.model;
+  const int device_version = 10 * model.compute_major + model.compute_minor;
+  const int code_version = model.code_version == 0 ? device_version : model.code_version;
+  if (shape.overlap_previous && std::min(device_version, code_version) < 90) {
+    return session.fail(cudaErrorNotSupported, who + "got a dependent launch of code for sm_" +
+                                                   std::to_string(code_version) + " on sm_" +
+                                                   std::to_string(device_version) +
+                                                   ", expected sm_90 or newer of both");
   }
   ++runtime.counts.launches;
   return session.push(*stream, std::make_unique<Kernel>(std::move(launch)));
@@ -213,6 +216,17 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t handle, cudaHostFn_t function, void*
     CUstream_st* const stream = session.stream(handle, &error);
     if (stream == nullptr) return error;
     return session.push(*stream, std::make_unique<fake::HostCall>(function, data));
+  });
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* /*function*/) {
+  return call(Api::kFuncGetAttributes, nullptr, [&](Session& session) {
+    const fake::DeviceModel& model = session.runtime.options.model;
+    const int device_version = 10 * model.compute_major + model.compute_minor;
+    *attributes = {};
+    attributes->binaryVersion = device_version;
+    attributes->ptxVersion = model.code_version == 0 ? device_version : model.code_version;
+    return cudaSuccess;
   });
 }
 

@@ -31,6 +31,7 @@ constexpr ApiTraits kTraits[] = {
     {.name = "cudaStreamIsCapturing"},
     {.name = "cudaStreamBeginCapture"},
     {.name = "cudaStreamEndCapture"},
+    {.name = "cudaThreadExchangeStreamCaptureMode", .needs_device = false, .checks_fault = false},
     {.name = "cudaEventCreate"},
     {.name = "cudaEventDestroy", .gives_back = true},
     {.name = "cudaEventRecord"},
@@ -40,6 +41,7 @@ constexpr ApiTraits kTraits[] = {
     {.name = "cudaLaunchKernel"},
     {.name = "cudaLaunchHostFunc"},
     {.name = "cudaFuncSetAttribute"},
+    {.name = "cudaFuncGetAttributes"},
     {.name = "cudaGraphInstantiate"},
     {.name = "cudaGraphLaunch"},
     {.name = "cudaGraphDestroy", .gives_back = true},
@@ -119,6 +121,7 @@ void Session::enter(cudaStream_t handle) {
     thread.epoch = runtime.epoch;
     thread.device = 0;
     thread.last_error = cudaSuccess;
+    thread.capture_mode = cudaStreamCaptureModeGlobal;
   }
   if (runtime.log.size() < detail::kMaxLog) {
     log_index_ = runtime.log.size();

@@ -80,7 +80,9 @@ struct Thread {
   int index = 0;
   int device = 0;
   cudaError_t last_error = cudaSuccess;
-  std::uint64_t epoch = 0;  ///< of the `reset` the two above belong to
+  /// How much this thread is held back by captures.
+  cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
+  std::uint64_t epoch = 0;  ///< of the `reset` that the three above belong to
   bool in_host_function = false;
 };
 [[nodiscard]] Thread& this_thread();
@@ -205,7 +207,7 @@ struct ApiTraits {
   bool needs_device = true;
   /// Returns what the current device died of.
   bool checks_fault = true;
-  /// Would end a capture in global mode, on any thread.
+  /// Would end a capture that the calling thread's mode and the capture's forbid it in.
   bool unsafe_in_capture = false;
 };
 [[nodiscard]] const ApiTraits& traits(Api api);

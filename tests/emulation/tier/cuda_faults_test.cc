@@ -103,7 +103,8 @@ TEST_P(CudaFaults, ReachTheCallerAndLeaveNothing) {
           GetParam() == fake::Api::kFree || GetParam() == fake::Api::kStreamDestroy ||
           GetParam() == fake::Api::kEventDestroy || GetParam() == fake::Api::kGetDevice ||
           GetParam() == fake::Api::kEventQuery || GetParam() == fake::Api::kEventSynchronize ||
-          GetParam() == fake::Api::kMemGetInfo;
+          GetParam() == fake::Api::kMemGetInfo ||
+          GetParam() == fake::Api::kThreadExchangeStreamCaptureMode;
       EXPECT_TRUE(!is_silent || may_be_silent);
       expect_nothing_left();
       ASSERT_FALSE(HasFailure());
@@ -124,24 +125,9 @@ INSTANTIATE_TEST_SUITE_P(Calls, CudaFaults,
                                            fake::Api::kStreamIsCapturing, fake::Api::kEventCreate,
                                            fake::Api::kEventDestroy, fake::Api::kEventRecord,
                                            fake::Api::kEventQuery, fake::Api::kEventSynchronize,
-                                           fake::Api::kLaunchKernel),
+                                           fake::Api::kLaunchKernel, fake::Api::kFuncGetAttributes,
+                                           fake::Api::kThreadExchangeStreamCaptureMode),
                          [](const auto& each) { return std::string(fake::name(each.param)); });
-
-TEST(CudaFaultsRefused, OfSlotsCostsNoMemoryOfTheHost) {
-  const Model model({.dtype = DType::kBF16}, 3);
-  begin({});
-  fake::fail_after(fake::Api::kMalloc, 0, cudaErrorMemoryAllocation);
-  try {
-    // Without a tier the host's slots are pinned at once.
-    const CudaRig rig(model, {.device_memory = model.slots(3), .host_tier = "none"}, false);
-    FAIL() << "expected a CapacityError";
-  } catch (const CapacityError& error) {
-    EXPECT_NE(std::string(error.what()).find("lower device_memory"), std::string::npos)
-        << error.what();
-  }
-  EXPECT_EQ(fake::stats().peak_pinned_bytes, 0u);
-  expect_nothing_left();
-}
 
 // What is refused leaves the device as it was, and so the session.
 TEST(CudaFaultsRefused, EndTheirForwardAndNoMore) {
@@ -179,6 +165,22 @@ TEST(CudaFaultsRefused, EndTheirForwardAndNoMore) {
     }
   }
   EXPECT_GT(refused, 20);
+  expect_nothing_left();
+}
+
+TEST(CudaFaultsRefused, OfSlotsCostsNoMemoryOfTheHost) {
+  const Model model({.dtype = DType::kBF16}, 3);
+  begin({});
+  fake::fail_after(fake::Api::kMalloc, 0, cudaErrorMemoryAllocation);
+  try {
+    // Without a tier the host's slots are pinned at once.
+    const CudaRig rig(model, {.device_memory = model.slots(3), .host_tier = "none"}, false);
+    FAIL() << "expected a CapacityError";
+  } catch (const CapacityError& error) {
+    EXPECT_NE(std::string(error.what()).find("lower device_memory"), std::string::npos)
+        << error.what();
+  }
+  EXPECT_EQ(fake::stats().peak_pinned_bytes, 0u);
   expect_nothing_left();
 }
 

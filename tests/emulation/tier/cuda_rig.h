@@ -128,12 +128,12 @@ class CallOnDevice {
 class CudaRig {
  public:
   CudaRig(const Model& model, EngineOptions options, bool user_stream,
-          std::size_t copy_chunk_bytes = 4096) {
+          std::size_t copy_chunk_bytes = 4096, int device = 0) {
     if (user_stream) must(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     try {
       Engine::Parts parts;
       parts.store = model.store();
-      parts.device = make_cuda_device(0);
+      parts.device = make_cuda_device(device);
       parts.compute = make_cuda_compute(*parts.device);
       parts.copy_chunk_bytes = copy_chunk_bytes;
       engine_ = std::make_unique<Engine>(std::move(options), std::move(parts), specs(model));

@@ -40,6 +40,13 @@ __global__ void poll_kernel(const __grid_constant__ Args p) {
   }
   if (p.to != nullptr) sluice::ptx::store_release_sys(p.to, 1);
 }
+__global__ void static_shared_kernel(const __grid_constant__ Args p) {
+  SLUICE_DYNAMIC_SHARED(bytes);
+  __shared__ std::uint32_t beside[4096];
+  beside[p.count % 4096] = 5;
+  reinterpret_cast<std::uint32_t*>(bytes)[p.count - 1] = 7;
+  p.to[0] = reinterpret_cast<std::uint32_t*>(bytes)[p.count - 1] + beside[p.count % 4096];
+}
 __global__ void shared_kernel(const __grid_constant__ Args p) {
   SLUICE_DYNAMIC_SHARED(bytes);
   reinterpret_cast<std::uint32_t*>(bytes)[p.count - 1] = 7;
@@ -235,7 +242,7 @@ void bad_shapes_are_refused_at_the_call_and_forgotten() {
   expect("the device", cudaDeviceSynchronize());
 }
 
-void shared_memory_above_48_kib_is_granted_when_asked_for() {
+void shared_memory_is_granted_when_asked_for() {
   int most = 0;
   expect("attribute", cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
   const Pair pair;
@@ -246,6 +253,11 @@ void shared_memory_above_48_kib_is_granted_when_asked_for() {
                   shared_kernel, Args{pair.on_device(), nullptr, bytes / 4}));
     expect("the kernel", cudaDeviceSynchronize());
   }
+  // 16 KiB of its own and 40 KiB at the launch: each below 48, together above.
+  expect("launch with 40 KiB beside static memory",
+         launch("static shared", {.grid = {1}, .block = {1}, .shared_bytes = 40 * 1024},
+                static_shared_kernel, Args{pair.on_device(), nullptr, 40 * 1024 / 4}));
+  expect("the kernel with static memory", cudaDeviceSynchronize());
   expect("more than there is",
          launch("shared",
                 {.grid = {1}, .block = {1}, .shared_bytes = static_cast<std::size_t>(most) + 1024},
@@ -373,7 +385,7 @@ const std::map<std::string, void (*)()> kFacts = {
     FACT(freeing_waits_for_the_device),
     FACT(an_unfinished_event_is_not_ready_and_that_is_no_loss),
     FACT(bad_shapes_are_refused_at_the_call_and_forgotten),
-    FACT(shared_memory_above_48_kib_is_granted_when_asked_for),
+    FACT(shared_memory_is_granted_when_asked_for),
     FACT(the_default_stream_orders_blocking_streams_and_no_others),
     FACT(a_replay_reads_what_its_addresses_hold_then),
     FACT(the_default_stream_cannot_be_captured),

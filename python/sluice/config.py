@@ -37,7 +37,8 @@ class OffloadOptions:
             all offloaded experts. No default: what fits is the user's to say. More holds more
             experts, so fewer are read.
         host_memory: Beside a GPU: bytes of RAM for experts, as `device_memory` is written. None: 80
-            % of the RAM that is free, at most all experts; logged. More reads the disk less.
+            % of the RAM that is free, at most all experts; said on stderr. More reads the disk
+            less.
         host_tier: Beside a GPU: "inclusive" (default) keeps in RAM what fits, whether or not it is
             on the GPU as well; "none" reads every miss from the disk, through three slots of RAM
             per size of expert, whatever they take; `host_memory` is refused beside it.

@@ -11,8 +11,16 @@ from sluice.memory import available_bytes
 from sluice.text import format_bytes
 
 
-def host_settings(options: OffloadOptions, total_slot_bytes: int, device: str) -> dict[str, Any]:
-    """Of `_core.Session`; empty where slots are RAM. Logs a size that nobody gave.
+def host_settings(
+    options: OffloadOptions, total_slot_bytes: int, device: str, leaving_bytes: int = 0
+) -> dict[str, Any]:
+    """Of `_core.Session`; empty where slots are RAM. Says a size that nobody gave, on stderr.
+
+    Args:
+        options: As the session has them.
+        total_slot_bytes: What all experts take.
+        device: Where the experts will lie.
+        leaving_bytes: RAM that the same session gives back next: free, for a size nobody gave.
 
     Raises:
         ConfigError: A host tier asked for where slots are RAM.
@@ -25,14 +33,12 @@ def host_settings(options: OffloadOptions, total_slot_bytes: int, device: str) -
                     "whose slots are RAM; leave it out, or load the model on a GPU"
                 )
         return {}
-    free = available_bytes()
+    free = available_bytes() + leaving_bytes
     host = options.host_bytes(total_slot_bytes, free)
     if options.host_memory is None and options.host_tier != "none":
-        log.LOGGER.info(
-            "host tier: %s of RAM (%d %% of the %s that are free, at most all experts)",
-            format_bytes(host),
-            HOST_SHARE_PERCENT,
-            format_bytes(free),
+        log.tell(
+            f"host tier: {format_bytes(host)} of RAM ({HOST_SHARE_PERCENT} % of the "
+            f"{format_bytes(free)} that are free, at most all experts); host_memory= sets it"
         )
     return {
         "host_memory": host,

@@ -1,4 +1,4 @@
-"""Logging: silent until the user's program, or SLUICE_LOG, asks for it.
+"""Logging: silent until the user's program, or SLUICE_LOG, asks for it; and `tell`, which is not.
 
 The core writes its records into a ring; they are pulled from Python, so that no worker thread ever
 waits for the interpreter.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 from sluice import _core
 from sluice.errors import ConfigError
+from sluice.progress import bars_disabled
 
 LOGGER = logging.getLogger("sluice")
 LOGGER.addHandler(logging.NullHandler())
@@ -38,6 +40,17 @@ def configure(level: str | None = None) -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("sluice %(levelname)s: %(message)s"))
         LOGGER.addHandler(handler)
+
+
+def tell(text: str) -> None:
+    """Says what was decided for the user: to `logging` where INFO is heard, else a line on stderr.
+
+    `HF_HUB_DISABLE_PROGRESS_BARS` keeps it off stderr.
+    """
+    if LOGGER.isEnabledFor(logging.INFO) or bars_disabled():
+        LOGGER.info("%s", text)
+    else:
+        sys.stderr.write(f"sluice: {text}\n")
 
 
 def pull() -> None:

@@ -201,15 +201,26 @@ class Session:
 
         What was resident is read again. Counters begin anew, and `handle` changes.
 
+        Opened before the old one is closed, so that an error loses nothing. For that moment both
+        exist, in RAM as well; but RAM is taken as experts are read into it, and a `host_memory`
+        that nobody gave is sized as if the old one were gone.
+
         Raises:
             CapacityError: The budget does not fit there. This and any other error leaves the
                 session as it was.
+            SluiceError: From inside of its own forward.
         """
         if device == self.device:
             return
+        self._refuse_inside("move_to")
         with self._close_lock:
-            core = self._open_core(device)
-            self._end()  # running calls finish first
+            core = self._open_core(device, leaving_bytes=self._bytes_in_ram())
+            try:
+                self._end()  # running calls finish first
+            except BaseException:
+                self._end = self._finalizer()  # one runs once, also when it raises
+                core.close()
+                raise
             self._core, self.handle, self.device = core, core.handle, device
             self._end = self._finalizer()
 
@@ -228,11 +239,7 @@ class Session:
         """
         if os.getpid() != self._pid:
             return
-        if self._core.inside:  # before the lock: who holds it may wait for this very forward
-            raise SluiceError(
-                "close: called from inside a forward of the same session, expected a call outside "
-                "of its callbacks"
-            )
+        self._refuse_inside("close")
         here = (threading.get_ident(), self.handle)
         with self._close_lock:
             if self._closing:  # a hook that closes: its caller does
@@ -296,6 +303,20 @@ class Session:
         log.pull()
         raise cause
 
+    def _refuse_inside(self, caller: str) -> None:
+        # Before the lock: who holds it may wait for this very forward.
+        if self._core.inside:
+            raise SluiceError(
+                f"{caller}: called from inside a forward of the same session, expected a call "
+                "outside of its callbacks"
+            )
+
+    def _bytes_in_ram(self) -> int:
+        """RAM that holds experts as long as the core is open."""
+        stats = self._core.stats()
+        beside_gpu = _core.has_host_tier(self.device)
+        return stats["host_filled_bytes" if beside_gpu else "peak_resident_bytes"]
+
     def _finalizer(self) -> weakref.finalize[..., Session]:
         return weakref.finalize(self, end_core, self._core, self._layer_names, self._pid)
 
@@ -315,13 +336,13 @@ class Session:
         gpu = None if constants is None else constants.device
         return gpu.link_bytes_per_s if gpu is not None and gpu.device == self.device else 0.0
 
-    def _open_core(self, device: str) -> _core.Session:
+    def _open_core(self, device: str, leaving_bytes: int = 0) -> _core.Session:
         options = self.options
         return _core.Session(
             self.store,
             device=device,
             device_memory=self.budget_bytes,
-            **host_settings(options, self.store.total_slot_bytes, device),
+            **host_settings(options, self.store.total_slot_bytes, device, leaving_bytes),
             prefill=options.prefill,
             policy=options.policy,
             io_threads=options.io_threads,

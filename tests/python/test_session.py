@@ -321,10 +321,56 @@ def test_a_hook_that_fails_keeps_the_session_open(small: SmallStore) -> None:
     assert session.closed
 
 
+def test_a_move_whose_old_device_does_not_close_leaves_the_session_as_it_was(
+    small: SmallStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = small.call(2)
+    session = small.session(small.memory_store())
+    expected = session.experts_forward(0, *call)
+    resident = session.stats().resident_bytes
+    opened: list[tuple[_core.Session, int]] = []
+    open_core = session._open_core  # pyright: ignore[reportPrivateUsage]
+
+    def open_here(device: str, leaving_bytes: int = 0) -> _core.Session:
+        assert device == "cuda:0"
+        opened.append((open_core("cpu"), leaving_bytes))
+        return opened[-1][0]
+
+    def fail() -> None:
+        raise SluiceError("close: planted failure")
+
+    monkeypatch.setattr(session, "_open_core", open_here)
+    session._end = weakref.finalize(session, fail)  # type: ignore[arg-type]
+    with pytest.raises(SluiceError, match="planted failure"):
+        session.move_to("cuda:0")
+    assert session.device == "cpu"
+    assert opened[0][0].closed, "nobody would close it"
+    assert opened[0][1] == resident > 0, "slots in RAM that are about to go"
+    assert torch.equal(session.experts_forward(0, *call), expected)
+    handle = session.handle
+    session.move_to("cuda:0")
+    assert (session.device, session.closed) == ("cuda:0", False)
+    assert session.handle != handle
+    assert torch.equal(session.experts_forward(0, *call), expected)
+    session.close()
+    assert session.closed and opened[1][0].closed
+
+
 def refusal_to_close(session: Session) -> str:
     with pytest.raises(SluiceError) as caught:
         session.close()
     return str(caught.value)
+
+
+def test_moving_inside_of_a_forward_is_refused(small: SmallStore) -> None:
+    def move_inside(*arguments: Any) -> None:
+        with pytest.raises(SluiceError, match="move_to: called from inside a forward"):
+            session.move_to("cuda:0")
+        silu_callback(*arguments)
+
+    layers = small.layers(kind="generic", gate_callback=move_inside)
+    with small.session(small.memory_store(), layers=layers) as session:
+        session.experts_forward(0, *small.call(1))
 
 
 def test_closing_inside_of_a_forward_is_refused_and_possible_afterwards(small: SmallStore) -> None:

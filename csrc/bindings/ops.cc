@@ -40,8 +40,11 @@ std::string shape_text(const Tensor& tensor) {
   return text + "]";
 }
 
-Tensor made_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+/// Contiguous, on a 16-byte boundary: what kernels read. A view into another tensor may be neither.
+Tensor made_dense(const Tensor& tensor) {
+  const Tensor dense = tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  const bool aligned = reinterpret_cast<std::uintptr_t>(dense.const_data_ptr()) % 16 == 0;
+  return aligned ? dense : torch::stable::clone(dense);
 }
 
 /// Torch's current stream of a CUDA device. Looked up in the torch of this process: the library
@@ -154,9 +157,9 @@ Tensor experts_forward(std::int64_t handle, std::int64_t layer, const Tensor& hi
 
   const std::array<std::int64_t, 2> shape{hidden.size(0), hidden.size(1)};
   Tensor out = torch::stable::new_empty(hidden, {shape.data(), shape.size()});
-  const Tensor dense_hidden = made_contiguous(hidden);
-  const Tensor dense_ids = made_contiguous(ids);
-  const Tensor dense_weights = made_contiguous(weights);
+  const Tensor dense_hidden = made_dense(hidden);
+  const Tensor dense_ids = made_dense(ids);
+  const Tensor dense_weights = made_dense(weights);
   SluiceForwardCall call{};
   call.handle = handle;
   call.layer = layer;

@@ -84,9 +84,7 @@ def experts_forward(
     """
     _check(hidden, ids, weights)
     out = hidden.new_empty(hidden.shape)
-    dense_hidden, dense_ids, dense_weights = (
-        tensor.contiguous() for tensor in (hidden, ids, weights)
-    )
+    dense_hidden, dense_ids, dense_weights = map(_dense, (hidden, ids, weights))
     _core.forward(
         handle,
         layer,
@@ -102,6 +100,12 @@ def experts_forward(
         *_place(hidden),
     )
     return out
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Contiguous, on a 16-byte boundary: what kernels read. A view may be neither."""
+    dense = tensor.contiguous()
+    return dense if dense.data_ptr() % 16 == 0 else dense.clone()
 
 
 class NoGradient(torch.autograd.Function):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
 
 from sluice import limit
-from sluice.doctor import Constants
+from sluice.doctor import Constants, DeviceConstants
 from sluice.limit import LayerWork, Limit, MoeModel, Rates, Terms
 from sluice.report import phase_text, report_text
 from sluice.stats import Stats
@@ -308,6 +308,15 @@ def test_without_a_figure_of_the_disk_memory_bounds() -> None:
 
 def test_beside_a_gpu_without_measured_constants_there_is_no_limit() -> None:
     assert limit.limit_of(session("cuda:0"), Stats(forwards=2), HOST, dense_bytes=0) is None
+
+
+def test_a_gpu_that_was_not_measured_has_no_limit() -> None:
+    known = {entry.name: 1.0 for entry in fields(DeviceConstants)}
+    device = DeviceConstants(**known | {"name": "g", "device": "cuda:0", "copies_bytes_per_s": {}})  # type: ignore[arg-type]
+    measured = replace(HOST, device=device)
+    spent = Stats(forwards=2)
+    assert limit.limit_of(session("cuda:0"), spent, measured, dense_bytes=1) is not None
+    assert limit.limit_of(session("cuda:1"), spent, measured, dense_bytes=1) is None
 
 
 GPU = Rates(

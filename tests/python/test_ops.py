@@ -77,6 +77,17 @@ def test_inputs_need_not_be_contiguous(small: SmallStore, session: Session) -> N
     assert torch.equal(operator(session.handle, 0, spread, turned, sliced), expected)
 
 
+def test_inputs_may_begin_anywhere(small: SmallStore, session: Session) -> None:
+    tensors = small.call(6)
+    expected = operator(session.handle, 0, *tensors)
+    moved: list[torch.Tensor] = []
+    for tensor in tensors:
+        room = tensor.new_empty(tensor.numel() + 1)
+        moved.append(room[1:].view_as(tensor).copy_(tensor))
+    assert all(each.is_contiguous() and each.data_ptr() % 16 for each in moved)
+    assert torch.equal(operator(session.handle, 0, *moved), expected)
+
+
 def test_no_tokens_give_no_rows(small: SmallStore, session: Session) -> None:
     hidden, ids, weights = small.call(3)
     out = operator(session.handle, 0, hidden[:0], ids[:0], weights[:0])

@@ -72,7 +72,8 @@ class OffloadedExperts(nn.Module):
         """The weighted sum of each token's experts, in the type of `hidden_states`.
 
         Raises:
-            UnsupportedModelError: In training mode, under graph capture, on odd shapes.
+            UnsupportedModelError: In training mode, on odd shapes.
+            ConfigError: The current stream is being captured into a graph.
             SluiceError: The session is closed, or the weights are not loaded yet.
         """
         ids = top_k_index if top_k_index is not None else router_indices

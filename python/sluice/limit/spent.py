@@ -120,7 +120,7 @@ def limit_of(
         dense_bytes: Read from memory in every step, beside the experts.
 
     Returns:
-        None beside a GPU that the constants know nothing of.
+        None beside a GPU that was not the one measured.
     """
     layers = [session.store.layer(index) for index in range(session.store.num_layers)]
     expert_bytes = sum(int(layer["expert_bytes"]) for layer in layers) / len(layers)
@@ -128,7 +128,8 @@ def limit_of(
     if not _core.has_host_tier(session.device):
         return host_limit(spent, host_rates(constants), expert_bytes, steps * dense_bytes)
     rates = device_rates(constants)
-    if rates is None:
+    measured = None if constants.device is None else constants.device.device
+    if rates is None or session.device not in ("cpu", measured):  # emulated, a GPU is "cpu"
         return None
     return device_limit(spent, rates, expert_bytes, steps * dense_bytes)
 

@@ -69,7 +69,7 @@ LayerSpec SessionState::make_layer(const GateSettings& settings) {
   return layer;
 }
 
-decltype(LayerSpec::gate_callback) SessionState::make_callback(const SharedPyObject& fn) {
+ExpertCallback SessionState::make_callback(const SharedPyObject& fn) {
   return [this, fn](LayerIdx layer, DType dtype, std::int64_t rows, std::int64_t in_columns,
                     std::int64_t out_columns, const void* in, void* out) {
     const auto call = [&](const void* source, void* target) {

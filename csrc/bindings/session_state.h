@@ -61,7 +61,7 @@ class SessionState {
 
  private:
   [[nodiscard]] LayerSpec make_layer(const GateSettings& settings);
-  [[nodiscard]] decltype(LayerSpec::gate_callback) make_callback(const SharedPyObject& fn);
+  [[nodiscard]] ExpertCallback make_callback(const SharedPyObject& fn);
   [[nodiscard]] ForwardArgs checked(const SluiceForwardCall& call) const;
   [[nodiscard]] int gemm(const GemmCall& call) noexcept;
   [[nodiscard]] bool interrupted() noexcept;

@@ -46,4 +46,10 @@ class ExpertCompute {
   [[nodiscard]] virtual std::uint64_t workspace_bytes() const = 0;
 };
 
+/// Calls `callback`, `what` in the report, on the rows of an expert.
+/// Errors: InternalError with its code; what it throws.
+void call_back(const ExpertCallback& callback, const char* what, const ForwardArgs& args,
+               const StoredLayer& layer, std::int64_t rows, std::int64_t in_columns,
+               std::int64_t out_columns, const void* in, void* out);
+
 }  // namespace sluice

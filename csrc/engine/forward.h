@@ -10,16 +10,23 @@
 
 namespace sluice {
 
+/// Computes on an expert's rows, in the activations' type, on the caller's thread. Returns 0, or a
+/// code that ends the forward with InternalError (Python raises the original).
+using ExpertCallback =
+    std::function<int(LayerIdx layer, DType dtype, std::int64_t rows, std::int64_t in_columns,
+                      std::int64_t out_columns, const void* in, void* out)>;
+
 /// What a layer computes beyond its stored matrices.
 struct LayerSpec {
   GateSpec gate;
-  /// For kGeneric: out[M, I] of in[M, 2I] in the activations' type, on the caller's thread. Returns
-  /// 0, or a code that ends the forward with InternalError (Python raises the original).
-  std::function<int(LayerIdx layer, DType dtype, std::int64_t rows, std::int64_t in_columns,
-                    std::int64_t out_columns, const void* in, void* out)>
-      gate_callback;
-  /// Same shape of call after the second GEMM, [M, H] → [M, H]; empty: none (Muse Spark's norm).
-  decltype(gate_callback) post_expert_callback;
+  /// For kGeneric: out[M, I] of in[M, 2I].
+  ExpertCallback gate_callback;
+  /// After the second GEMM, [M, H] → [M, H]; empty: none (Muse Spark's norm).
+  ExpertCallback post_expert_callback;
+
+  [[nodiscard]] bool has_callback() const {
+    return gate.kind == GateKind::kGeneric || post_expert_callback != nullptr;
+  }
 };
 
 /// One call of one MoE layer.

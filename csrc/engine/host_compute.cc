@@ -8,12 +8,8 @@
 
 namespace sluice {
 
-bool HostCompute::has_callback() const {
-  return spec_->gate.kind == GateKind::kGeneric || spec_->post_expert_callback != nullptr;
-}
-
 bool HostCompute::takes_several(const Grouping::Group& group) const {
-  return group.count <= kFewTokens && !has_callback();
+  return group.count <= kFewTokens && !spec_->has_callback();
 }
 
 const Grouping& HostCompute::begin(const ForwardArgs& args, const StoredLayer& layer,

@@ -46,13 +46,9 @@ class HostCompute final : public ExpertCompute {
   [[nodiscard]] std::uint64_t workspace_bytes() const override { return workspace_bytes_; }
 
  private:
-  [[nodiscard]] bool has_callback() const;
   void widen_inputs();
   void gemm(std::int64_t rows, std::int64_t n, std::int64_t k, const void* a, const void* weights,
             void* c);
-  void call_back(const decltype(LayerSpec::gate_callback)& callback, const char* what,
-                 std::int64_t rows, std::int64_t in_columns, std::int64_t out_columns,
-                 const void* in, void* out);
   const void* gate(const ReadyExpert& expert, void* gate_up);
   void add_bias(float* matrix, const float* bias, std::int64_t rows, std::int64_t columns);
   void bias_in_place(void* matrix, const float* bias, std::int64_t rows, std::int64_t columns);

@@ -48,8 +48,8 @@ void HostCompute::one(const ReadyExpert& expert) {
     scatter(expert, results, expert.weights.b2);
   } else {
     if (expert.weights.b2 != nullptr) bias_in_place(results, expert.weights.b2, rows, hidden);
-    call_back(spec_->post_expert_callback, "post-expert callback", rows, hidden, hidden, results,
-              results + result_bytes);
+    call_back(spec_->post_expert_callback, "post-expert callback", *args_, *layer_, rows, hidden,
+              hidden, results, results + result_bytes);
     scatter(expert, results + result_bytes, nullptr);
   }
   count_workspace();
@@ -101,8 +101,8 @@ const void* HostCompute::gate(const ReadyExpert& expert, void* gate_up) {
   if (spec_->gate.kind == GateKind::kGeneric) {
     if (bias != nullptr) bias_in_place(gate_up, bias, rows, columns);
     ++generic_gate_calls_;
-    call_back(spec_->gate_callback, "gate callback", rows, columns, layout.intermediate, gate_up,
-              h);
+    call_back(spec_->gate_callback, "gate callback", *args_, *layer_, rows, columns,
+              layout.intermediate, gate_up, h);
     return h;
   }
   const bool wide = dtype == DType::kF32;
@@ -125,17 +125,6 @@ const void* HostCompute::gate(const ReadyExpert& expert, void* gate_up) {
   };
   parallel_.run(rows, kRowGrain, apply);
   return h;
-}
-
-void HostCompute::call_back(const decltype(LayerSpec::gate_callback)& callback, const char* what,
-                            std::int64_t rows, std::int64_t in_columns, std::int64_t out_columns,
-                            const void* in, void* out) {
-  const int code =
-      callback(args_->layer, args_->activations, rows, in_columns, out_columns, in, out);
-  require<InternalError>(code == 0, [&] {
-    return "forward of " + layer_->name + ": the " + what + " gave code " + std::to_string(code) +
-           ", expected 0";
-  });
 }
 
 void HostCompute::add_bias(float* matrix, const float* bias, std::int64_t rows,

@@ -144,7 +144,7 @@ class PlainForward {
     widen(call_->activations, rounded.data(), values.data(), count);
   }
   /// A callback on wide values.
-  [[nodiscard]] std::vector<float> call_back(const decltype(LayerSpec::gate_callback)& callback,
+  [[nodiscard]] std::vector<float> call_back(const ExpertCallback& callback,
                                              const std::vector<float>& in, std::int64_t m,
                                              std::int64_t in_columns,
                                              std::int64_t out_columns) const {

@@ -22,16 +22,18 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
   if (data == nullptr) throw std::bad_alloc();
   return data;
 }
+// Inlined, it would be a free() of what a new has given: a warning of GCC's.
+[[gnu::noinline]] void release(void* data) noexcept { std::free(data); }
 }  // namespace
 
 void* operator new(std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
   return allocate(bytes, static_cast<std::size_t>(alignment));
 }
-void operator delete(void* data) noexcept { std::free(data); }
-void operator delete(void* data, std::size_t) noexcept { std::free(data); }
-void operator delete(void* data, std::align_val_t) noexcept { std::free(data); }
-void operator delete(void* data, std::size_t, std::align_val_t) noexcept { std::free(data); }
+void operator delete(void* data) noexcept { release(data); }
+void operator delete(void* data, std::size_t) noexcept { release(data); }
+void operator delete(void* data, std::align_val_t) noexcept { release(data); }
+void operator delete(void* data, std::size_t, std::align_val_t) noexcept { release(data); }
 
 namespace sluice::testing {
 namespace {

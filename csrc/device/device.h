@@ -123,6 +123,10 @@ class Device {
   /// Whether work on `stream` is being recorded into a graph instead of running.
   [[nodiscard]] virtual bool is_capturing(StreamHandle stream) = 0;
 
+  /// Gives streams and events back before the device's own end. Its buffers are free by then, and
+  /// nothing but `release` follows. Idempotent.
+  virtual void close() noexcept {}
+
  protected:
   /// What `pin` of a device changes in a buffer of its own.
   static void set_kind(DeviceBuffer& buffer, MemoryKind kind) noexcept { buffer.kind_ = kind; }

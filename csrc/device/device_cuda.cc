@@ -68,13 +68,18 @@ class CudaDevice final : public Device {
           cudaStreamCreateWithFlags(&copy_stream_, cudaStreamNonBlocking));
   }
 
-  ~CudaDevice() override {
+  ~CudaDevice() override { close(); }
+
+  void close() noexcept override EXCLUDES(mu_) {
     const DeviceScope here(*this);
-    log_failure("cudaStreamDestroy", cudaStreamDestroy(copy_stream_));
+    if (copy_stream_ != nullptr) {
+      log_failure("cudaStreamDestroy", cudaStreamDestroy(std::exchange(copy_stream_, nullptr)));
+    }
     const MutexLock lock(mu_);
     // All of them: an error may have kept some from coming back to the pool.
-    for (const Event& event : events_) {
-      log_failure("cudaEventDestroy", cudaEventDestroy(event.native));
+    for (Event& event : events_) {
+      if (event.native == nullptr) continue;
+      log_failure("cudaEventDestroy", cudaEventDestroy(std::exchange(event.native, nullptr)));
     }
   }
 

@@ -285,6 +285,7 @@ void Engine::close() {
   if (impl.closed.exchange(true)) return;
   impl.loader.close();
   impl.parts.compute->close();
+  impl.parts.device->close();
 }
 
 }  // namespace sluice

@@ -104,7 +104,7 @@ class Engine {
   /// Waits until nothing is in flight: hints are cancelled, demands awaited.
   void drain();
   /// Idempotent. Running calls finish first; queued work is cancelled, reads in flight awaited;
-  /// threads are joined and every byte is returned.
+  /// threads are joined; every byte, stream and event is returned.
   void close();
 
  private:

@@ -45,6 +45,8 @@ std::string live(const Scenario& scenario, bool user_stream) {
     const fake::Stats left = fake::stats();
     EXPECT_EQ(left.device_bytes, 0u);
     EXPECT_EQ(left.pinned_bytes + left.registered_bytes, 0u);
+    EXPECT_EQ(left.streams, user_stream ? 1 : 0);
+    EXPECT_EQ(left.events, 0);
     return failure;
   } catch (const std::exception& error) {
     return error.what();

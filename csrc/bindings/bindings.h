@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "kernels/gate.h"
 #include "store/expert_store.h"
 
 namespace sluice::bindings {
@@ -47,6 +48,14 @@ template <class T>
     throw ConfigError(std::string(key) + ": got " + py::repr(fields[key]).cast<std::string>() +
                       ", expected another type");
   }
+}
+
+/// A gate's kind, interleaved, alpha and limit. Errors: ConfigError naming the key.
+[[nodiscard]] inline GateSpec gate_from_dict(const py::dict& gate) {
+  return {.kind = parse_gate(field<std::string>(gate, "kind")),
+          .interleaved = field<bool>(gate, "interleaved"),
+          .alpha = field<float>(gate, "alpha"),
+          .limit = field<float>(gate, "limit")};
 }
 
 /// An address that Python passed. Errors: ConfigError on 0 where bytes are to be there.

@@ -198,10 +198,7 @@ ExpertProblem problem_of(const std::string& weights_dtype, const std::string& ac
           .activations = parse_dtype(activations),
           .hidden = hidden,
           .intermediate = intermediate,
-          .gate = {.kind = parse_gate(field<std::string>(gate, "kind")),
-                   .interleaved = field<bool>(gate, "interleaved"),
-                   .alpha = field<float>(gate, "alpha"),
-                   .limit = field<float>(gate, "limit")}};
+          .gate = gate_from_dict(gate)};
 }
 
 void route(std::int64_t num_tokens, std::int64_t top_k, std::int32_t num_experts,

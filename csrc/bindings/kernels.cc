@@ -73,10 +73,7 @@ void decode_experts(Parallel& parallel, const std::string& isa, const std::strin
                                     .activations = parse_dtype(activations),
                                     .hidden = hidden,
                                     .intermediate = intermediate,
-                                    .gate = {.kind = parse_gate(field<std::string>(gate, "kind")),
-                                             .interleaved = field<bool>(gate, "interleaved"),
-                                             .alpha = field<float>(gate, "alpha"),
-                                             .limit = field<float>(gate, "limit")}};
+                                    .gate = gate_from_dict(gate)};
   require<ConfigError>(problem.gate.kind != GateKind::kGeneric,
                        [] { return "gate: got generic, expected a kind that has a kernel"; });
   const CpuIsa tier = isa.empty() ? cpu_isa() : parse_cpu_isa("isa", isa);

@@ -74,10 +74,7 @@ SharedPyObject callback(const py::dict& gate, const char* key) {
 
 GateSettings gate_settings(const py::dict& gate) {
   GateSettings settings;
-  settings.spec.kind = parse_gate(field<std::string>(gate, "kind"));
-  settings.spec.interleaved = field<bool>(gate, "interleaved");
-  settings.spec.alpha = field<float>(gate, "alpha");
-  settings.spec.limit = field<float>(gate, "limit");
+  settings.spec = gate_from_dict(gate);
   settings.gate_callback = callback(gate, "gate_callback");
   settings.post_callback = callback(gate, "post_callback");
   require<ConfigError>(

@@ -8,19 +8,19 @@
 #include <string>
 
 #include "base/error.h"
+#include "kernels/exact_gate.h"
 #include "kernels/test_data.h"
 
 namespace sluice {
 namespace {
 
 using testing::Elements;
+using testing::exact_gate;
+using testing::half_ulp;
+using testing::kGateKinds;
 using testing::tiers;
 
 constexpr DType kDTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
-constexpr GateKind kKinds[] = {GateKind::kSilu,        GateKind::kGelu,      GateKind::kGeluTanh,
-                               GateKind::kClampedSilu, GateKind::kOaiSwiglu, GateKind::kRelu,
-                               GateKind::kRelu2,       GateKind::kSiluOnly,  GateKind::kGeluOnly,
-                               GateKind::kReluOnly};
 
 /// One expert with its tokens, in memory of its own.
 struct Expert {
@@ -123,7 +123,7 @@ std::vector<Case> sweep() {
                      .activations = kDTypes[pick(3)],
                      .hidden = hidden,
                      .intermediate = intermediate,
-                     .gate = {.kind = kKinds[pick(std::size(kKinds))],
+                     .gate = {.kind = kGateKinds[pick(std::size(kGateKinds))],
                               .interleaved = pick(2) == 0,
                               .alpha = 1.702f,
                               .limit = 1.5f}};
@@ -168,44 +168,6 @@ TEST(ExpertDecode, BitsIgnoreTheAddressOfTheWeights) {
   }
 }
 
-double reference_gate(const GateSpec& spec, double g, double u) {
-  const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
-  const auto gelu = [](double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); };
-  const double limit = spec.limit;
-  switch (spec.kind) {
-    case GateKind::kSilu:
-      return g * sigmoid(g) * u;
-    case GateKind::kGelu:
-      return gelu(g) * u;
-    case GateKind::kGeluTanh:
-      return 0.5 * g * (1 + std::tanh(std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g))) * u;
-    case GateKind::kClampedSilu:
-      g = std::min(g, limit);
-      return g * sigmoid(g) * std::clamp(u, -limit, limit);
-    case GateKind::kOaiSwiglu:
-      g = std::min(g, limit);
-      return g * sigmoid(spec.alpha * g) * (std::clamp(u, -limit, limit) + 1);
-    case GateKind::kRelu:
-      return std::max(g, 0.0) * u;
-    case GateKind::kRelu2:
-      return std::pow(std::max(u, 0.0), 2);
-    case GateKind::kSiluOnly:
-      return u * sigmoid(u);
-    case GateKind::kGeluOnly:
-      return gelu(u);
-    case GateKind::kReluOnly:
-      return std::max(u, 0.0);
-    case GateKind::kGeneric:
-      break;
-  }
-  return 0;
-}
-
-/// Half a unit in the last place of 1.
-double epsilon(DType dtype) {
-  return dtype == DType::kF32 ? 0x1p-24 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-8;
-}
-
 TEST(ExpertDecode, AgreesWithFp64WithinRounding) {
   std::mt19937 random(3);
   SerialFor serial;
@@ -233,13 +195,13 @@ TEST(ExpertDecode, AgreesWithFp64WithinRounding) {
         const bool alternating = gated && c.problem.gate.interleaved;
         const double g = gated ? product[alternating ? 2 * i : i] : 0;
         const double u = gated ? product[alternating ? 2 * i + 1 : inter + i] : product[i];
-        h[i] = reference_gate(c.problem.gate, g, u);
+        h[i] = exact_gate(c.problem.gate, g, u);
         largest_h = std::max(largest_h, std::abs(h[i]));
       }
       // Standard deviations of a product's terms and of its rounding errors are both √C: an error
       // of 8 of them has no chance in this many cases. A gate multiplies two such products.
       const double gate_error = 16 * 0x1p-24 * std::sqrt(double(hidden) + 1) * largest * 2 +
-                                2 * epsilon(c.problem.activations) * largest_h;
+                                2 * half_ulp(c.problem.activations) * largest_h;
       for (std::size_t r = 0; r < hidden; ++r) {
         double sum = c.biased ? expert.b2.values()[r] : 0.0;
         double weight = 0;

@@ -10,17 +10,15 @@
 #include <random>
 
 #include "base/error.h"
+#include "kernels/exact_gate.h"
 #include "kernels/test_data.h"
 
 namespace sluice {
 namespace {
 
+using testing::kGateKinds;
 using testing::tiers;
 
-constexpr GateKind kKinds[] = {GateKind::kSilu,        GateKind::kGelu,      GateKind::kGeluTanh,
-                               GateKind::kClampedSilu, GateKind::kOaiSwiglu, GateKind::kRelu,
-                               GateKind::kRelu2,       GateKind::kSiluOnly,  GateKind::kGeluOnly,
-                               GateKind::kReluOnly};
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// Values of every magnitude and sign, and the odd ones.
@@ -66,7 +64,7 @@ TEST(Gate, EveryTierGivesTheBitsOfTheDefinition) {
   const std::vector<float> u = values_of_all_sizes();
   std::vector<float> g = u;
   std::shuffle(g.begin(), g.end(), std::mt19937(2));
-  for (const GateKind kind : kKinds) {
+  for (const GateKind kind : kGateKinds) {
     for (const bool interleaved : {false, true}) {
       const GateSpec spec{.kind = kind, .interleaved = interleaved, .alpha = 1.7f, .limit = 3.0f};
       const auto expected = gate(CpuIsa::kScalar, spec, g, u);
@@ -161,7 +159,7 @@ TEST(Gate, NegativeGelusAreWithinTheRoundingOfOne) {
 
 TEST(Gate, NotANumberPassesThroughEveryKind) {
   const float nan = std::nanf("");
-  for (const GateKind kind : kKinds) {
+  for (const GateKind kind : kGateKinds) {
     for (const CpuIsa isa : tiers()) {
       EXPECT_TRUE(std::isnan(gate(isa, {.kind = kind}, {1.0f}, {nan})[0])) << gate_name(kind);
       if (!is_gated(kind)) continue;
@@ -203,7 +201,7 @@ TEST(Gate, RowsAreIndependent) {
 }
 
 TEST(Gate, NamesAreReadBackAndOthersRefused) {
-  for (const GateKind kind : kKinds) EXPECT_EQ(parse_gate(gate_name(kind)), kind);
+  for (const GateKind kind : kGateKinds) EXPECT_EQ(parse_gate(gate_name(kind)), kind);
   EXPECT_EQ(parse_gate("generic"), GateKind::kGeneric);
   EXPECT_THROW((void)parse_gate("swish"), ConfigError);
   float value = 0;

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sluice import _core, log
 from sluice.config import OffloadOptions
-from sluice.errors import ConfigError, SluiceError
+from sluice.errors import CapacityError, ConfigError, SluiceError
 from sluice.host_memory import host_settings
 from sluice.report import report_text
 from sluice.session_end import end_core, inside, open_sessions
@@ -112,6 +112,7 @@ class Session:
             SluiceError: The session is closed, or was opened by the process this one was forked
                 from.
             IoError: A read failed; the session stays usable.
+            CapacityError: A GPU has no room for the scratch of so many tokens.
             Exception: Whatever a gate's callback, or Ctrl-C, raised meanwhile.
 
         Shapes: hidden `[T, H]`, ids `[T, K]` int64, weights `[T, K]` → `[T, H]`.
@@ -288,6 +289,24 @@ class Session:
     ) -> torch.Tensor:
         if os.getpid() != self._pid:  # before torch, whose own threads did not survive the fork
             raise self._inherited()
+        try:
+            return self._call(layer, hidden, ids, weights)
+        except CapacityError:
+            if self.device == "cpu":
+                raise
+        # The scratch of a longer prompt wants memory that torch may hold unused.
+        from sluice.torch_memory import beside_torch, empty_cache
+
+        empty_cache(self.device)
+        self.note("emptied_torch_cache")
+        try:
+            return self._call(layer, hidden, ids, weights)
+        except CapacityError as error:
+            raise beside_torch(error, self.device) from None
+
+    def _call(
+        self, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
         here = (threading.get_ident(), self.handle)
         try:
             inside.add(here)

@@ -88,6 +88,40 @@ def test_a_budget_below_one_slot_is_refused_with_budgets_that_work(small: SmallS
         small.session(small.memory_store(), 1000)
 
 
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_scratch_that_is_refused_is_asked_for_once_more_without_what_torch_holds(
+    small: SmallStore, monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    emptied: list[str] = []
+    monkeypatch.setattr("sluice.torch_memory.empty_cache", emptied.append)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4096)
+    with small.session(small.memory_store(), "100%") as session:
+        call = small.call(3)
+        expected = session.experts_forward(0, *call)
+        answers: list[Any] = [*[CapacityError("no room")] * refusals, expected, expected]
+
+        def answer(*_: Any) -> torch.Tensor:
+            found = answers.pop(0)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(session, "_operator", answer)
+        with pytest.raises(CapacityError, match=r"^no room$"):
+            session.experts_forward(0, *call)  # on the CPU there is nobody to ask
+        assert not emptied
+        answers.insert(0, CapacityError("no room"))
+        session.device = "cuda:0"
+        if refusals == 1:
+            assert session.experts_forward(0, *call) is expected
+        else:
+            with pytest.raises(CapacityError, match="no room; torch holds 4096 bytes of cuda:0"):
+                session.experts_forward(0, *call)
+        session.device = "cpu"
+        assert emptied == ["cuda:0"]
+        assert session.stats().degradations["emptied_torch_cache"] == 1
+
+
 def test_layers_must_fit_the_store(small: SmallStore) -> None:
     with pytest.raises(ConfigError, match="got 1, expected 2"):
         small.session(small.memory_store(), layers=small.layers()[:1])

@@ -12,10 +12,11 @@ import torch
 
 from sluice import _core
 from sluice.errors import CapacityError, InternalError
-from sluice.hf import devices, layout
+from sluice.hf import layout
 from sluice.hf.compat import run_eager_body
 from sluice.hf.gates import Gate, fingerprint, gate_function, native_callback, post_norm_function
 from sluice.hf.site import ExpertSite
+from sluice.torch_memory import beside_torch, empty_cache
 
 _PARITY_TOKENS = 2
 _PARITY_EXPERTS = 2
@@ -39,16 +40,11 @@ def open_session(store: Any, options: Any, sites: Sequence[ExpertSite], device: 
         return device if session is None else session.device
 
     layers = [layer_spec(s, g, place) for s, g in zip(sites, gates, strict=True)]
-    devices.empty_cache(device)  # before anyone sizes a KV cache by what is free
+    empty_cache(device)  # before anyone sizes a KV cache by what is free
     try:
         session = Session(store, options, layers, device)
     except CapacityError as error:
-        if (held := devices.reserved_bytes(device)) == 0:
-            raise
-        raise CapacityError(
-            f"{error}; torch holds {held} bytes of {device} for what else is there (what it did "
-            "not use was given back before)"
-        ) from None
+        raise beside_torch(error, device) from None
     made.append(weakref.ref(session))
     try:
         _prove_parity(store, sites, gates)

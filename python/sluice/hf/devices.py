@@ -93,17 +93,6 @@ def check_device_map(device_map: Any) -> None:
         )
 
 
-def empty_cache(device: str) -> None:
-    """Has torch's allocator give back what it holds unused, before slots are taken beside it."""
-    if device != "cpu" and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def reserved_bytes(device: str) -> int:
-    """What torch's allocator holds on the device, used or not."""
-    return torch.cuda.memory_reserved(device) if device != "cpu" else 0
-
-
 def name_of(device: torch.device) -> str:
     """As torch prints it; a CUDA device without a number is the current one."""
     if str(device) == "cuda":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sluice import _core, log
 from sluice.config import OffloadOptions
 from sluice.errors import CapacityError, ConfigError, SluiceError
-from sluice.host_memory import host_settings
+from sluice.host_memory import host_settings, unused_options
 from sluice.report import report_text
 from sluice.session_end import end_core, inside, open_sessions
 from sluice.stats import HostTier, Stats
@@ -55,7 +55,7 @@ class Session:
     Raises:
         CapacityError: The budget is below one slot per size class; the message names budgets that
             work.
-        ConfigError: Layers that do not fit the store; a host tier asked for where slots are RAM.
+        ConfigError: Layers that do not fit the store.
         DeviceError: No such device, or a build without CUDA.
 
     Thread safety: every member; forwards are serialised.
@@ -357,6 +357,8 @@ class Session:
 
     def _open_core(self, device: str, leaving_bytes: int = 0) -> _core.Session:
         options = self.options
+        for name in unused_options(options, device):
+            self.note(f"{name}_unused")
         return _core.Session(
             self.store,
             device=device,

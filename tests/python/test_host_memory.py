@@ -8,8 +8,7 @@ import pytest
 
 from sluice import _core, host_memory
 from sluice.config import OffloadOptions
-from sluice.errors import ConfigError
-from sluice.host_memory import host_settings
+from sluice.host_memory import host_settings, unused_options
 
 GIB = 1 << 30
 
@@ -71,7 +70,11 @@ def test_what_the_session_gives_back_is_free_for_its_next_tier() -> None:
 
 @pytest.mark.usefixtures("beside_gpu")
 @pytest.mark.parametrize("name", ["host_memory", "pinned_cap"])
-def test_a_tier_where_slots_are_ram_is_refused(name: str) -> None:
+def test_what_waits_for_a_gpu_is_told(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = OffloadOptions(device_memory=1, **{name: "1GiB"})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=rf"{name}: got '1GiB' for experts on the cpu.*leave it"):
-        host_settings(options, 500 * GIB, "cpu")
+    assert host_settings(options, 500 * GIB, "cpu") == {}
+    assert capsys.readouterr().err == (
+        f"sluice: {name}: '1GiB' takes no effect for experts on the cpu, whose slots are RAM; it "
+        "is for a GPU\n"
+    )
+    assert unused_options(options, "cpu") == [name] and not unused_options(options, "cuda:0")

@@ -88,6 +88,11 @@ def test_a_budget_below_one_slot_is_refused_with_budgets_that_work(small: SmallS
         small.session(small.memory_store(), 1000)
 
 
+def test_settings_of_a_host_tier_wait_for_a_gpu_and_are_counted(small: SmallStore) -> None:
+    with small.session(small.memory_store(), "100%", host_memory="1GiB") as session:
+        assert session.stats().degradations["host_memory_unused"] == 1
+
+
 @pytest.mark.parametrize("refusals", [1, 2])
 def test_scratch_that_is_refused_is_asked_for_once_more_without_what_torch_holds(
     small: SmallStore, monkeypatch: pytest.MonkeyPatch, refusals: int

@@ -160,5 +160,5 @@ class HostTier:
 
     @property
     def is_settled(self) -> bool:
-        """Whether every arena is filled, and pinned or never to be."""
+        """Whether every arena is as full as it will be, and pinned or never to be."""
         return self.pinned_bytes + self.pageable_bytes == self.capacity_bytes

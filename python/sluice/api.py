@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 def offload(model: Any, *, options: OffloadOptions | None = None, **fields: Any) -> Session:
     """Runs a built model's experts through a bounded pool of slots.
 
-    The experts stay in RAM (`backing="ram"`) or move to disk (`"disk"`, the default); everything
-    else of the model is untouched and `restore` undoes it exactly. The session is also a context
-    manager that restores at its end, and lives in `model.sluice`.
+    The experts move to disk, or to where they are in RAM (`backing="ram"`); everything else of the
+    model is untouched and `restore` undoes it exactly. Slots are memory of the device that the
+    model lies on, the CPU or one GPU. The session is also a context manager that restores at its
+    end, and lives in `model.sluice`.
 
     Args:
         model: A transformers model in eval mode, built or loaded.

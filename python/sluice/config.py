@@ -45,8 +45,9 @@ class OffloadOptions:
         pinned_cap: Beside a GPU: how much of the host tier may be pinned, bytes or a size, used in
             whole slots. None: all of it. Copies from the rest go through staging, which costs a
             core and is counted.
-        prefill: What a call of more than half of a layer's experts may use: "stream" (default) a
-            ring of an eighth of the slots, so that a prompt does not empty them; "cache" all.
+        prefill: What a call of more than half of a layer's experts may take: "stream" (default) the
+            empty slots and a ring of an eighth of all (at least two), so that a prompt does not
+            empty them, or all where they hold less than a quarter of the layer; "cache" all.
         policy: Who leaves when a slot is needed: "lru", "decayed-lfu" (`"decayed-lfu:16"` sets the
             half-life in steps), "static", "edge", "edge:printed". Default "decayed-lfu": routing
             is skewed, and the skew drifts. Costs nothing measurable either way.
@@ -56,7 +57,8 @@ class OffloadOptions:
         offload_dir: Folder for files that sluice has to write. None: the cache folder that
             `sluice doctor` names. It needs as much free disk as the experts take.
         backing: What holds the experts of a model that is in memory already: "disk" spills them,
-            "ram" keeps them (counted, saves nothing), "auto" is "disk".
+            "ram" keeps them in RAM (counted; saves nothing but the memory of a GPU that they lay
+            on), "auto" is "disk".
         io_threads: Reads in flight on the disk. Default 4: most disks deliver their rate there.
             Each more costs a bounce buffer of `chunk_bytes` + 8 KiB.
         chunk_bytes: Largest single read, 4 KiB to 4 MiB. Default "1MiB": larger delays a demand

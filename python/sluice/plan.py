@@ -77,7 +77,8 @@ class ModelPlan:
         overlap_bytes: Two of each size: from here on reading overlaps computing.
         layer_bytes: The largest layer at once.
         pack_bytes: Disk that a pack takes, its header apart.
-        workspace_bytes: Beside the budget while decoding one sequence: bounce buffers and scratch.
+        workspace_bytes: Beside the budget while decoding one sequence, where slots are RAM: bounce
+            buffers and scratch. A GPU's scratch is larger.
         prompt_bytes_per_token: What each token of a prompt adds to it, and a little more.
         budgets: One row each.
     """

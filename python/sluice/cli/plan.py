@@ -120,8 +120,9 @@ def text_of(plan: ModelPlan, constants: Any, on_gpu: Sequence[MachinePrediction]
         "",
         table_of(plan),
         "",
-        "read/token: bytes from disk per decoded token if routing were uniform and memoryless; "
-        "real routing repeats itself and reads less. at most: nothing asked for is in a slot.",
+        "read/token: bytes into slots per decoded token, from disk or over the link to a GPU, if "
+        "routing were uniform and memoryless; real routing repeats itself and reads less. at most: "
+        "nothing asked for is in a slot.",
         f"least budget {format_bytes(plan.least_bytes)} ({plan.least_bytes} bytes); reading "
         f"overlaps computing from {format_bytes(plan.overlap_bytes)}; one layer at once takes "
         f"{format_bytes(plan.layer_bytes)}",

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -55,22 +56,30 @@ class GridInEveryOrder : public ::testing::TestWithParam<Order> {};
 INSTANTIATE_TEST_SUITE_P(Grid, GridInEveryOrder, ::testing::ValuesIn(kOrders),
                          [](const auto& order) { return std::string(name_of(order.param)); });
 
+/// A grid that posts 7 and waits for the host to answer 8.
+struct Asking {
+  Asking() {
+    posted.fill(0);
+    served.fill(0);
+  }
+  Array<std::uint32_t> posted{1, "posted", RegionKind::kPinned};
+  Array<std::uint32_t> served{1, "served", RegionKind::kPinned};
+  Array<int> out{64};
+  std::unique_ptr<Grid> grid =
+      make_grid("answer", {.block = 64}, answer_kernel, posted.data(),
+                static_cast<const std::uint32_t*>(served.data()), out.data());
+};
+
 TEST_P(GridInEveryOrder, SaysThatItSpinsUntilTheHostAnswers) {
   const With with({.order = GetParam()});
-  Array<std::uint32_t> posted(1, "posted", RegionKind::kPinned);
-  Array<std::uint32_t> served(1, "served", RegionKind::kPinned);
-  posted.fill(0);
-  served.fill(0);
-  Array<int> out(64);
-  const auto grid = make_grid("answer", {.block = 64}, answer_kernel, posted.data(),
-                              static_cast<const std::uint32_t*>(served.data()), out.data());
-  EXPECT_EQ(grid->step(), Grid::Step::kProgress) << "it has posted";
-  EXPECT_EQ(posted[0], 7u);
-  EXPECT_EQ(grid->step(), Grid::Step::kSpinning);
-  EXPECT_EQ(grid->step(), Grid::Step::kSpinning);
-  served[0] = 8;
-  EXPECT_EQ(grid->step(), Grid::Step::kDone);
-  EXPECT_EQ(out[63], 1);
+  Asking asking;
+  EXPECT_EQ(asking.grid->step(), Grid::Step::kProgress) << "it has posted";
+  EXPECT_EQ(asking.posted[0], 7u);
+  EXPECT_EQ(asking.grid->step(), Grid::Step::kSpinning);
+  EXPECT_EQ(asking.grid->step(), Grid::Step::kSpinning);
+  asking.served[0] = 8;
+  EXPECT_EQ(asking.grid->step(), Grid::Step::kDone);
+  EXPECT_EQ(asking.out[63], 1);
 }
 
 TEST(Grid, SaysThatABlockSpinsForOneThatIsNotResident) {
@@ -140,17 +149,11 @@ TEST(Grid, LetsOneWarpRunAsFarAsItCanUnderSkew) {
 
 TEST(Grid, MayBeSteppedByAnyThread) {
   const With with({.resident = 1});
-  Array<std::uint32_t> posted(1, "posted", RegionKind::kPinned);
-  Array<std::uint32_t> served(1, "served", RegionKind::kPinned);
-  posted.fill(0);
-  served.fill(0);
-  Array<int> out(64);
-  const auto grid = make_grid("answer", {.block = 64}, answer_kernel, posted.data(),
-                              static_cast<const std::uint32_t*>(served.data()), out.data());
-  EXPECT_EQ(grid->step(), Grid::Step::kProgress);
-  served[0] = 8;
-  std::thread([&] { EXPECT_EQ(grid->step(), Grid::Step::kDone); }).join();
-  EXPECT_EQ(out[0], 1);
+  Asking asking;
+  EXPECT_EQ(asking.grid->step(), Grid::Step::kProgress);
+  asking.served[0] = 8;
+  std::thread([&] { EXPECT_EQ(asking.grid->step(), Grid::Step::kDone); }).join();
+  EXPECT_EQ(asking.out[0], 1);
 }
 
 TEST(Grid, RefusesShapesThatNoGpuRuns) {

@@ -7,7 +7,7 @@
 #include "device/device.h"
 
 // What the limit model asks of a GPU: the engine is not needed to measure it. A build without CUDA
-// has no_device_rates.cc in the place of device_rates.cc.
+// has device_rates_none.cc in the place of device_rates.cc.
 
 namespace sluice::bindings {
 

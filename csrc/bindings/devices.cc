@@ -28,7 +28,7 @@ EngineDevice open_device(const std::string& torch_device) {
 
 void bind_devices(pybind11::module_& m) {
   m.def("num_cuda_devices", &num_cuda_devices);
-  m.def("has_host_tier", &has_host_tier, pybind11::arg("device"));
+  m.def("has_slots_apart", &has_slots_apart, pybind11::arg("device"));
 }
 
 const char* cuda_kind() noexcept {
@@ -39,7 +39,7 @@ const char* cuda_kind() noexcept {
 #endif
 }
 
-bool has_host_tier(const std::string& torch_device) noexcept { return torch_device != "cpu"; }
+bool has_slots_apart(const std::string& torch_device) noexcept { return torch_device != "cpu"; }
 
 void forward_tensors(Engine& engine, const ForwardArgs& args) { engine.forward(args); }
 

@@ -32,7 +32,7 @@ void bind_devices(pybind11::module_& m);
 /// "none", "runtime", or "emulated": what CUDA means in this build.
 [[nodiscard]] const char* cuda_kind() noexcept;
 /// Whether slots of `torch_device` are memory apart from the host's.
-[[nodiscard]] bool has_host_tier(const std::string& torch_device) noexcept;
+[[nodiscard]] bool has_slots_apart(const std::string& torch_device) noexcept;
 
 /// A forward on tensors of the torch device.
 void forward_tensors(Engine& engine, const ForwardArgs& args);

@@ -189,9 +189,6 @@ void bind_session(py::module_& m) {
           "The fields of EngineStats; `degradations` is a dict.")
       .def("plan", [](const SessionHandle& s) { return plan_view(s.engine().plan()); })
       .def(
-          "host_plan", [](const SessionHandle& s) { return plan_view(s.engine().host_plan()); },
-          "The same of the host tier; no classes without one.")
-      .def(
           "host_tier",
           [](const SessionHandle& s) {
             const HostTierProgress progress = without_gil([&] { return s.engine().host_tier(); });

@@ -194,8 +194,8 @@ void bind_store(py::module_& m) {
           py::arg("layer"))
       .def_property_readonly("total_slot_bytes",
                              [](const StoreHandle& s) { return s.store->total_slot_bytes(); })
-      .def_property_readonly("host_bytes",
-                             [](const StoreHandle& s) { return s.store->host_bytes(); })
+      .def_property_readonly("adopted_bytes",
+                             [](const StoreHandle& s) { return s.store->adopted_bytes(); })
       .def_property_readonly("description",
                              [](const StoreHandle& s) { return s.store->description(); })
       .def("read_expert_into", &expert_into, py::arg("layer"), py::arg("expert"),

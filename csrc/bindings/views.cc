@@ -67,7 +67,7 @@ py::dict stats_view(const EngineStats& s) {
   put("budget_bytes", s.budget_bytes);
   put("slab_bytes", s.slab_bytes);
   put("workspace_bytes", s.workspace_bytes);
-  put("host_bytes", s.host_bytes);
+  put("adopted_bytes", s.adopted_bytes);
   put("host_hits", s.host_hits);
   put("host_misses", s.host_misses);
   put("store_bytes_read", s.store_bytes_read);

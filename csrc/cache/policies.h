@@ -24,9 +24,9 @@ enum class EdgeFormula : std::uint8_t { kOurs, kPrinted };
 
 /// One value per expert of every layer.
 template <class T>
-class ExpertTable {
+class PerExpert {
  public:
-  ExpertTable(PolicyShape shape, T initial)
+  PerExpert(PolicyShape shape, T initial)
       : shape_(shape),
         values_(static_cast<std::size_t>(shape.num_layers) *
                     static_cast<std::size_t>(shape.max_experts),

@@ -47,7 +47,7 @@ class DecayedLfuPolicy final : public Policy {
 
   double half_life_;
   double now_ = 0;  // the current step, in half-lives
-  ExpertTable<double> log_count_;
+  PerExpert<double> log_count_;
 };
 
 }  // namespace

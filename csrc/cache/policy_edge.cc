@@ -43,7 +43,7 @@ class EdgePolicy final : public Policy {
   std::int32_t num_layers_;
   EdgeFormula formula_;
   std::int32_t current_ = 0;
-  ExpertTable<std::int64_t> uses_;
+  PerExpert<std::int64_t> uses_;
 };
 
 }  // namespace

@@ -27,7 +27,7 @@ class LruPolicy final : public Policy {
   }
 
  private:
-  ExpertTable<std::uint64_t> last_touch_;
+  PerExpert<std::uint64_t> last_touch_;
   std::uint64_t clock_ = 0;
   std::uint64_t event_begin_ = 0;
 };

@@ -25,7 +25,7 @@ class StaticPolicy final : public Policy {
   }
 
  private:
-  ExpertTable<std::uint64_t> arrival_;
+  PerExpert<std::uint64_t> arrival_;
   std::uint64_t clock_ = 0;
 };
 

@@ -16,7 +16,7 @@ enum class EventHandle : std::uint64_t {};
 struct DeviceTraits {
   std::string name;
   /// Slots are ordinary memory that I/O threads may write: no copy engine, no staging.
-  bool host_memory = true;
+  bool slots_in_ram = true;
   // Of an accelerator, for the plans of its kernels; 0 on a host device.
   int compute_capability = 0;  ///< major · 10 + minor
   int num_multiprocessors = 0;
@@ -118,7 +118,7 @@ class Device {
   [[nodiscard]] virtual bool passed(EventHandle event) = 0;
   /// The event has `more` owners beside its present ones; the last `release` counts.
   virtual void share(EventHandle event, int more) noexcept = 0;
-  /// Gives the event back to the pool. Waits that were enqueued on it stand.
+  /// Gives the event back to the pool, if it is one. Waits that were enqueued on it stand.
   virtual void release(EventHandle event) noexcept = 0;
   /// Whether work on `stream` is being recorded into a graph instead of running.
   [[nodiscard]] virtual bool is_capturing(StreamHandle stream) = 0;

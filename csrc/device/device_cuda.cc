@@ -47,7 +47,7 @@ class CudaDevice final : public Device {
              " CUDA devices, expected one of that number; choose another";
     });
     const DeviceScope here(*this);
-    traits_ = {.name = name_, .host_memory = false};
+    traits_ = {.name = name_, .slots_in_ram = false};
     const auto attribute = [&](cudaDeviceAttr which) {
       int value = 0;
       check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, which, ordinal_));

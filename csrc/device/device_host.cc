@@ -9,7 +9,7 @@ namespace {
 class HostDevice final : public Device {
  public:
   [[nodiscard]] DeviceTraits traits() const override {
-    return {.name = "host", .host_memory = true};
+    return {.name = "host", .slots_in_ram = true};
   }
 
   [[nodiscard]] DeviceBuffer allocate_slab(std::size_t bytes) override {
@@ -23,7 +23,7 @@ class HostDevice final : public Device {
     return true;
   }
   [[nodiscard]] MemoryInfo memory_info() override {
-    const HostMemory memory = host_memory();
+    const SystemMemory memory = system_memory();
     return {.free_bytes = memory.free_bytes, .total_bytes = memory.total_bytes};
   }
 

@@ -13,7 +13,7 @@
 
 namespace sluice {
 
-HostMemory host_memory() noexcept {
+SystemMemory system_memory() noexcept {
   struct sysinfo info = {};
   if (sysinfo(&info) != 0) return {};
   return {.free_bytes = std::uint64_t{info.freeram + info.bufferram} * info.mem_unit,
@@ -29,7 +29,7 @@ std::byte* map_host_pages(std::size_t bytes, std::string_view purpose, std::stri
   }
   require<CapacityError>(pages != MAP_FAILED, [&] {
     return std::string(purpose) + ": got a refusal (" + std::strerror(error_number) + ") for " +
-           std::to_string(bytes) + " bytes with " + std::to_string(host_memory().free_bytes) +
+           std::to_string(bytes) + " bytes with " + std::to_string(system_memory().free_bytes) +
            " bytes of RAM free; " + std::string(advice);
   });
   // Best effort: kernels read a slab at up to a third more per second on huge pages, and pinning

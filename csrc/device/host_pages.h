@@ -14,10 +14,10 @@ namespace sluice {
 void keep_from_children(std::byte* pages, std::size_t bytes) noexcept;
 void unmap_host_pages(std::byte* pages, std::size_t bytes) noexcept;
 
-struct HostMemory {
+struct SystemMemory {
   std::uint64_t free_bytes = 0;  ///< that programs may take now, caches included; 0: not known
   std::uint64_t total_bytes = 0;
 };
-[[nodiscard]] HostMemory host_memory() noexcept;
+[[nodiscard]] SystemMemory system_memory() noexcept;
 
 }  // namespace sluice

@@ -142,7 +142,7 @@ void CudaCompute::follow_last_call() {
     if (last_use_ == EventHandle{}) last_use_ = device_.record(last_stream_);
     device_.wait(args_->stream, last_use_);
   }
-  if (last_use_ != EventHandle{}) device_.release(std::exchange(last_use_, {}));
+  device_.release(std::exchange(last_use_, {}));
   used_ = true;
   last_stream_ = args_->stream;
 }
@@ -306,7 +306,7 @@ void CudaCompute::combine_rows() {
 }
 
 void CudaCompute::close() noexcept {
-  if (last_use_ != EventHandle{}) device_.release(std::exchange(last_use_, {}));
+  device_.release(std::exchange(last_use_, {}));
   for (DeviceScratch* const scratch : {&host_routing_, &row_scratch_, &h_scratch_, &result_scratch_,
                                        &raw_scratch_, &compact_scratch_}) {
     scratch->free();

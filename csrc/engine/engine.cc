@@ -66,7 +66,7 @@ void check_layers(const ExpertStore& store, const std::vector<LayerSpec>& layers
 /// Experts that live in adopted memory need no slot when everything fits; beside an accelerator
 /// they do, since its kernels read its own memory.
 bool reads_in_place(const ExpertStore& store, Device& device, std::uint64_t budget_bytes) {
-  return device.traits().host_memory && budget_bytes >= store.total_slot_bytes();
+  return device.traits().slots_in_ram && budget_bytes >= store.total_slot_bytes();
 }
 
 std::vector<LayerBytes> slot_demand(const ExpertStore& store, bool use_in_place) {
@@ -86,7 +86,7 @@ std::vector<LayerBytes> slot_demand(const ExpertStore& store, bool use_in_place)
 constexpr std::int32_t kStagingSlots = 3;
 
 MemoryPlan plan_host(const ExpertStore& store, Device& device, const EngineOptions& options) {
-  if (device.traits().host_memory) return {};
+  if (device.traits().slots_in_ram) return {};
   const std::vector<LayerBytes> demand = slot_demand(store, false);
   if (options.host_tier == "none") return plan_staging(kStagingSlots, demand);
   return plan_memory(options.host_memory, demand, "host_memory");
@@ -115,7 +115,7 @@ struct Engine::Impl {
              .interrupted = parts.interrupted,
              .use_in_place = use_in_place,
              .streams = options.prefill == "stream",
-             .warms = !parts.device->traits().host_memory,
+             .warms = !parts.device->traits().slots_in_ram,
              .asks_each_time = parts.drive != nullptr}) {
     check_layers(*parts.store, layers);
     loader.step();  // the host tier begins to fill
@@ -124,7 +124,7 @@ struct Engine::Impl {
   /// Of the loader, which has taken the device's slots by then: what a GPU refuses costs no RAM.
   std::unique_ptr<TransferPath> take_path() {
     if (parts.path) return std::move(parts.path);
-    if (parts.device->traits().host_memory) {
+    if (parts.device->traits().slots_in_ram) {
       return make_direct_path(parts.store, make_disk_link(parts.store, options.io_threads),
                               *parts.clock);
     }
@@ -234,7 +234,7 @@ EngineStats Engine::stats() const {
   const Impl& impl = *impl_;
   EngineStats stats = impl.loader.stats();
   stats.workspace_bytes = impl.loader.workspace_bytes() + impl.parts.compute->workspace_bytes();
-  stats.host_bytes = impl.parts.store->host_bytes();
+  stats.adopted_bytes = impl.parts.store->adopted_bytes();
   const StoreCounters counters = impl.parts.store->counters();
   const auto degraded = [&](const char* name, std::uint64_t count) {
     if (count > 0) stats.degradations[name] = static_cast<std::int64_t>(count);
@@ -258,7 +258,6 @@ EngineStats Engine::stats() const {
 }
 
 const MemoryPlan& Engine::plan() const noexcept { return impl_->plan; }
-const MemoryPlan& Engine::host_plan() const noexcept { return impl_->host_plan; }
 HostTierProgress Engine::host_tier() const {
   return impl_->staged == nullptr ? HostTierProgress{} : impl_->staged->host_tier();
 }

@@ -92,8 +92,6 @@ class Engine {
 
   [[nodiscard]] EngineStats stats() const;
   [[nodiscard]] const MemoryPlan& plan() const noexcept;
-  /// What the RAM of the host tier buys; no classes without one.
-  [[nodiscard]] const MemoryPlan& host_plan() const noexcept;
   [[nodiscard]] HostTierProgress host_tier() const;
   [[nodiscard]] const ExpertStore& store() const noexcept;
   [[nodiscard]] const Timeline& timeline() const noexcept;

@@ -151,7 +151,7 @@ void ExpertLoader::close() {
     for (SlotRecord& record : pool->records) {
       if (record.occupied) vacate_locked(*pool, record);
       answers = answers && synchronize_at_end(record.last_use);  // kernels may still read the slab
-      release_event(device_, record.last_use);
+      device_.release(std::exchange(record.last_use, {}));
     }
     pool->slab = {};
   }

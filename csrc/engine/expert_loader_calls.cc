@@ -64,7 +64,7 @@ Grant ExpertLoader::grant_resident_locked(SlotPool& pool, ExpertKey key) {
   SlotLease lease = *pool.cache.find(key);
   SlotRecord& record = pool.record(lease.slot());
   if (record.ready != EventHandle{} && device_.passed(record.ready)) {
-    release_event(device_, record.ready);
+    device_.release(std::exchange(record.ready, {}));
   }
   return grant_locked(pool, std::move(lease));
 }
@@ -164,7 +164,7 @@ void ExpertLoader::give_back(std::span<Grant> grants, LayerIdx layer, StreamHand
 #endif
   for (const Grant& grant : grants) {
     SlotRecord& record = pool_of(layer).record(grant.lease.slot());
-    release_event(device_, record.last_use);
+    device_.release(std::exchange(record.last_use, {}));
     record.last_use = used;
   }
 }

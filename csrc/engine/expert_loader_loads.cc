@@ -43,7 +43,7 @@ void ExpertLoader::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest
   load.slot = pool.address(slot);
   load.last_use = std::exchange(record.last_use, {});
 #if defined(SLUICE_PLANT_I2)
-  release_event(device_, load.last_use);  // planted: the writer waits for nobody
+  device_.release(std::exchange(load.last_use, {}));  // planted: the writer waits for nobody
 #endif
   record = {.key = load.key,
             .occupied = true,
@@ -84,7 +84,7 @@ void ExpertLoader::vacate_locked(SlotPool& pool, SlotRecord& record) {
   slot_of_locked(record.key) = -1;
   record.occupied = false;
   record.loading = false;
-  release_event(device_, record.ready);
+  device_.release(std::exchange(record.ready, {}));
   --pool.occupied;
   stats_.resident_bytes -= pool.slot_bytes;
 }
@@ -137,7 +137,7 @@ void ExpertLoader::finished(const LoadRequest& request, TicketState state, std::
     record.loading = false;
     record.bytes_read = bytes_read;
     record.ready = ready;
-    release_event(device_, last_use);
+    device_.release(std::exchange(last_use, {}));
   } else {
     pool.cache.fail_load(request.key);
     vacate_locked(pool, record);

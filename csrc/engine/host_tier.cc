@@ -15,10 +15,6 @@ namespace {
 /// Few arenas make few calls to pin; small ones are pinned while the rest still fills.
 constexpr std::size_t kArenaBytes = std::size_t{1} << 30;
 
-void release_event(Device& device, EventHandle event) {
-  if (event != EventHandle{}) device.release(event);
-}
-
 }  // namespace
 
 HostTier::HostTier(const MemoryPlan& plan, const ExpertStore& store, std::string_view policy,
@@ -175,7 +171,7 @@ void HostTier::give_back(ExpertKey key, Source& source, EventHandle copied) {
     Record& record =
         pool_of(key.layer)->records[static_cast<std::size_t>(to_int(source.lease.slot()))];
     // One stream copies: what is behind the newer copy is behind the older one.
-    if (copied != EventHandle{}) release_event(device_, std::exchange(record.last_use, copied));
+    if (copied != EventHandle{}) device_.release(std::exchange(record.last_use, copied));
   }
   source = {};
 }
@@ -248,7 +244,7 @@ void HostTier::close() {
   for (const auto& pool : pools_) {
     if (!pool) continue;
     pool->cache->evict_all();
-    for (Record& record : pool->records) release_event(device_, std::exchange(record.last_use, {}));
+    for (Record& record : pool->records) device_.release(std::exchange(record.last_use, {}));
     pool->arenas.clear();
   }
   progress_ = {};

@@ -37,12 +37,6 @@ struct SlotRecord {
   std::int32_t wave = 0;
 };
 
-/// Gives an event back to the device's pool; the handle becomes one that has passed.
-inline void release_event(Device& device, EventHandle& event) {
-  if (event != EventHandle{}) device.release(event);
-  event = {};
-}
-
 /// The slots of one size class: one slab, one cache, one record each.
 struct SlotPool {
   SlotPool(std::size_t bytes_per_slot, std::int32_t num_slots, std::unique_ptr<Policy> policy,

@@ -269,7 +269,7 @@ class Path final : public StagedPath {
       const MutexLock lock(mu_);
       if (state == TicketState::kDone) {
         host_->finish_load(read.key);
-        if (read.last_use != EventHandle{}) device_.release(read.last_use);
+        device_.release(read.last_use);
       } else if (state == TicketState::kFailed) {
         host_->fail_load(read.key, read.last_use);
       } else {

@@ -153,7 +153,7 @@ std::optional<ExpertStore::InPlace> ExpertStore::in_place(ExpertKey key) const {
   return expert.in_place;
 }
 
-std::uint64_t ExpertStore::host_bytes() const { return impl_->host_bytes; }
+std::uint64_t ExpertStore::adopted_bytes() const { return impl_->adopted_bytes; }
 
 StoreCounters ExpertStore::counters() const {
   const auto& now = impl_->counters;

@@ -116,7 +116,7 @@ class ExpertStore {
   [[nodiscard]] std::optional<InPlace> in_place(ExpertKey key) const;
 
   /// RAM that the store itself keeps experts in (adopted models). 0 for files.
-  [[nodiscard]] std::uint64_t host_bytes() const;
+  [[nodiscard]] std::uint64_t adopted_bytes() const;
   [[nodiscard]] StoreCounters counters() const;
   /// One line: "pack PATH" | "N shards in place" | "adopted memory".
   [[nodiscard]] std::string description() const;

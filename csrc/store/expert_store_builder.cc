@@ -145,7 +145,7 @@ std::shared_ptr<const ExpertStore> ExpertStoreBuilder::build() {
         expert.in_place = *in_place;
       }
       for (const Piece& piece : pieces) {
-        if (piece.file == FileIdx::kMemory) store.host_bytes += piece.bytes;
+        if (piece.file == FileIdx::kMemory) store.adopted_bytes += piece.bytes;
       }
       const auto checksum = pending_->checksums.find(
           make_key(static_cast<std::int32_t>(l), static_cast<std::int32_t>(e)));

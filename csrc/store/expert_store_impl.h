@@ -41,7 +41,7 @@ struct ExpertStore::Impl {
   std::vector<Expert> experts;
   ChunkPlan plan;
   std::string description;
-  std::uint64_t host_bytes = 0;
+  std::uint64_t adopted_bytes = 0;
   std::size_t largest_read_bytes = 0;
   std::unique_ptr<Checksums> checksums;  ///< null: none
 

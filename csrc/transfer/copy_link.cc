@@ -5,7 +5,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
-#include <deque>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -20,15 +19,15 @@ constexpr int kDepth = 2;
 /// Between two looks at a copy: below what one chunk takes, above what a look costs.
 constexpr std::chrono::microseconds kPoll{10};
 
-class CudaCopyLink final : public CopyLink {
+class DeviceCopyLink final : public CopyLink {
  public:
-  CudaCopyLink(Device& device, std::size_t chunk_bytes,
+  DeviceCopyLink(Device& device, std::size_t chunk_bytes,
                std::function<void(std::exception_ptr)> broken)
       : device_(device), chunk_bytes_(chunk_bytes), broken_(std::move(broken)) {
     waiting_.reserve(kDepth);
     copying_.reserve(kDepth);
   }
-  ~CudaCopyLink() override { close(); }
+  ~DeviceCopyLink() override { close(); }
 
   [[nodiscard]] int depth() const override { return kDepth; }
   [[nodiscard]] bool lands_early() const override { return true; }
@@ -197,7 +196,7 @@ std::size_t SlotChunks::chunk_bytes(ExpertKey key, std::int32_t chunk) const {
 
 std::unique_ptr<CopyLink> make_copy_link(Device& device, std::size_t chunk_bytes,
                                          std::function<void(std::exception_ptr)> broken) {
-  return std::make_unique<CudaCopyLink>(device, chunk_bytes, std::move(broken));
+  return std::make_unique<DeviceCopyLink>(device, chunk_bytes, std::move(broken));
 }
 
 }  // namespace sluice

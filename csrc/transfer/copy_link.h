@@ -12,8 +12,8 @@
 namespace sluice {
 
 /// Whole slots cut into chunks of one size: what the copy engine is given at once. No more than the
-/// engine holds ahead delays a demand, and below 1 MiB the link loses rate (CUDA sources in
-/// kernels.md, section 5 of the design).
+/// engine holds ahead delays a demand; of a chunk below 1 MiB the latency takes a tenth of a PCIe 5
+/// link's rate or more.
 class SlotChunks final : public ChunkSource {
  public:
   SlotChunks(std::function<std::size_t(ExpertKey)> slot_bytes, std::size_t chunk_bytes)
@@ -42,7 +42,8 @@ class CopyLink : public Link {
   [[nodiscard]] virtual CopyCounters counters() const = 0;
 };
 /// `broken`: told of what fails on the link's thread beside a chunk (a device that is gone).
-/// Errors: CapacityError when the staging buffers are refused.
+/// The first chunk that is not pinned takes the staging buffers: CapacityError, when they are
+/// refused, is that chunk's.
 [[nodiscard]] std::unique_ptr<CopyLink> make_copy_link(
     Device& device, std::size_t chunk_bytes, std::function<void(std::exception_ptr)> broken);
 

@@ -30,7 +30,7 @@ def cuda_device_facts(ordinal: int) -> dict[str, Any]:
     """pci_address, compute_capability (major · 10 + minor), num_multiprocessors,
     driver_cuda_version (1000 · major + 10 · minor); no context is made. Errors: DeviceError."""
 
-def has_host_tier(device: str) -> bool:
+def has_slots_apart(device: str) -> bool:
     """Whether a session on this torch device ("cpu", "cuda:N") has memory of its own for slots."""
 
 def parse_size(text: str | int) -> tuple[str, float]:
@@ -70,7 +70,7 @@ class Store:
     @property
     def total_slot_bytes(self) -> int: ...
     @property
-    def host_bytes(self) -> int: ...
+    def adopted_bytes(self) -> int: ...
     @property
     def description(self) -> str: ...
     def read_expert_into(self, layer: int, expert: int, address: int, nbytes: int) -> None:
@@ -182,8 +182,6 @@ class Session:
     def stats(self) -> dict[str, Any]:
         """The fields of EngineStats; `degradations` is a dict."""
     def plan(self) -> dict[str, Any]: ...
-    def host_plan(self) -> dict[str, Any]:
-        """The same of the host tier; no classes without one."""
     def host_tier(self) -> tuple[int, int, int, int]:
         """(capacity, filled, pinned, unpinned for good) bytes; zeros without one."""
     def timeline(self) -> list[tuple[str, float, float, int, int, int, int]]:

@@ -149,7 +149,7 @@ class OffloadOptions:
         assert self.device_memory is not None  # refused when the options were made
         return _bytes_of(self.device_memory, total_slot_bytes)
 
-    def host_bytes(self, total_slot_bytes: int, free_bytes: int) -> int:
+    def host_tier_bytes(self, total_slot_bytes: int, free_bytes: int) -> int:
         """The host tier's bytes, of `free_bytes` of RAM; never more than all experts take."""
         if self.host_memory is None:
             return min(total_slot_bytes, free_bytes * HOST_SHARE_PERCENT // 100)

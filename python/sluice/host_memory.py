@@ -12,7 +12,7 @@ from sluice.text import format_bytes
 
 def unused_options(options: OffloadOptions, device: str) -> list[str]:
     """What was set for a host tier, where there is none."""
-    if _core.has_host_tier(device):
+    if _core.has_slots_apart(device):
         return []
     return [name for name in ("host_memory", "pinned_cap") if getattr(options, name) is not None]
 
@@ -31,7 +31,7 @@ def host_settings(
         device: Where the experts will lie.
         leaving_bytes: RAM that the same session gives back next: free, for a size nobody gave.
     """
-    if not _core.has_host_tier(device):
+    if not _core.has_slots_apart(device):
         for name in unused_options(options, device):
             log.tell(
                 f"{name}: {getattr(options, name)!r} takes no effect for experts on the {device}, "
@@ -39,7 +39,7 @@ def host_settings(
             )
         return {}
     free = available_bytes() + leaving_bytes
-    host = options.host_bytes(total_slot_bytes, free)
+    host = options.host_tier_bytes(total_slot_bytes, free)
     if options.host_memory is None and options.host_tier != "none":
         log.tell(
             f"host tier: {format_bytes(host)} of RAM ({HOST_SHARE_PERCENT} % of the "

@@ -36,7 +36,7 @@ def report_text(
         f"peak {format_bytes(stats.peak_resident_bytes)}, "
         f"workspace {format_bytes(stats.workspace_bytes)})",
         f"  source: {source}"
-        + (f", {format_bytes(stats.host_bytes)} in RAM" if stats.host_bytes else ""),
+        + (f", {format_bytes(stats.adopted_bytes)} in RAM" if stats.adopted_bytes else ""),
         f"  {stats.tokens} tokens through {stats.forwards} layer calls in {stats.waves} waves",
         f"  {stats.requests} expert requests: {100 * stats.hit_rate:.1f} % hits, "
         f"{stats.late} late, {stats.misses} misses, {stats.evictions} evictions",

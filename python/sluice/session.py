@@ -17,7 +17,7 @@ from sluice.errors import CapacityError, ConfigError, SluiceError
 from sluice.host_memory import host_settings, unused_options
 from sluice.report import report_text
 from sluice.session_end import end_core, inside, open_sessions
-from sluice.stats import HostTier, Stats
+from sluice.stats import HostTierProgress, Stats
 from sluice.timeline import Span, write_chrome_trace
 
 if TYPE_CHECKING:
@@ -147,11 +147,11 @@ class Session:
         """What the budget bought: budget_bytes, slab_bytes, classes, class_of_layer."""
         return self._core.plan()
 
-    def host_tier(self) -> HostTier:
+    def host_tier(self) -> HostTierProgress:
         """How far the host tier beside a GPU is filled and pinned; zeros without one."""
-        return HostTier(*self._core.host_tier())
+        return HostTierProgress(*self._core.host_tier())
 
-    def wait_for_host_tier(self) -> HostTier:
+    def wait_for_host_tier(self) -> HostTierProgress:
         """Shows the filling of the host tier until it is done; forwards may run meanwhile.
 
         Raises:
@@ -333,7 +333,7 @@ class Session:
     def _bytes_in_ram(self) -> int:
         """RAM that holds experts as long as the core is open."""
         stats = self._core.stats()
-        beside_gpu = _core.has_host_tier(self.device)
+        beside_gpu = _core.has_slots_apart(self.device)
         return stats["host_filled_bytes" if beside_gpu else "peak_resident_bytes"]
 
     def _finalizer(self) -> weakref.finalize[..., Session]:
@@ -346,7 +346,7 @@ class Session:
 
     def _link_rate(self) -> float:
         """What doctor measured of the link to this session's GPU; 0 where it has not."""
-        if not _core.has_host_tier(self.device):
+        if not _core.has_slots_apart(self.device):
             return 0.0
         from sluice.doctor import load_constants
         from sluice.folders import cache_folder

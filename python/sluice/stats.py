@@ -14,7 +14,7 @@ _GAUGES = frozenset(
         "budget_bytes",
         "slab_bytes",
         "workspace_bytes",
-        "host_bytes",
+        "adopted_bytes",
         "host_tier_bytes",
         "host_filled_bytes",
         "pinned_bytes",
@@ -29,7 +29,7 @@ class Stats:
     `requests == hits + late + misses`, per call of a layer and distinct expert, however many waves
     the call took. `later - earlier` is what happened between two snapshots; what is held now
     (`resident_bytes`, `peak_resident_bytes`, `budget_bytes`, `slab_bytes`, `workspace_bytes`,
-    `host_bytes`, `host_tier_bytes`, `host_filled_bytes`, `pinned_bytes`) is that of the later one.
+    `adopted_bytes`, `host_tier_bytes`, `host_filled_bytes`, `pinned_bytes`) is that of the later.
 
     Args:
         forwards: Calls of MoE layers.
@@ -48,16 +48,17 @@ class Stats:
         bytes_read_hint_used: …by a guess that came true.
         bytes_read_hint_wasted: …by a guess that did not.
         bytes_read_hint_pending: …by a guess that nobody has asked for yet.
-        stall_s: The caller waited for bytes.
-        demand_s: Demands were in flight (first submission to last landing, summed over calls).
-        compute_s: The caller spent in kernels, GEMM and combine.
+        stall_s: The caller waited for bytes; beside a GPU, until their copies were enqueued.
+        demand_s: Demands were in flight (first submission to last landing, summed over calls);
+            beside a GPU a copy has landed when it is enqueued.
+        compute_s: The caller spent in kernels, GEMM and combine; beside a GPU, enqueueing them.
         generic_gate_calls: Calls of a gate that has no kernel.
         resident_bytes: Slots that hold an expert or wait for one.
         peak_resident_bytes: The most that was.
         budget_bytes: What `device_memory` allows.
         slab_bytes: Allocated for slots; never above the budget.
         workspace_bytes: Bounce buffers and scratch, beside the budget.
-        host_bytes: Experts of an adopted model that stay in RAM, beside the budget.
+        adopted_bytes: Experts of an adopted model that stay in RAM, beside the budget.
         host_hits: Beside a GPU: loads whose expert was in the host tier.
         host_misses: …loads for which the store was read.
         store_bytes_read: Physical bytes from files, whatever for.
@@ -93,7 +94,7 @@ class Stats:
     budget_bytes: int = 0
     slab_bytes: int = 0
     workspace_bytes: int = 0
-    host_bytes: int = 0
+    adopted_bytes: int = 0
     host_hits: int = 0
     host_misses: int = 0
     store_bytes_read: int = 0
@@ -143,7 +144,7 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
-class HostTier:
+class HostTierProgress:
     """How far the host tier has come.
 
     Args:

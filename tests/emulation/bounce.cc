@@ -193,7 +193,7 @@ EngineDevice open_device(const std::string& torch_device) {
 
 void bind_devices(py::module_& m) {
   m.def("num_cuda_devices", &num_cuda_devices);
-  m.def("has_host_tier", &has_host_tier, py::arg("device"));
+  m.def("has_slots_apart", &has_slots_apart, py::arg("device"));
   m.def("emulation_schedule", &set_schedule, py::arg("order"), py::arg("policy"), py::arg("seed"),
         py::arg("stream"), py::call_guard<py::gil_scoped_release>());
   m.def("emulation_stats", &stats_of_device);
@@ -206,7 +206,7 @@ void bind_devices(py::module_& m) {
 
 const char* cuda_kind() noexcept { return "emulated"; }
 
-bool has_host_tier(const std::string& /*torch_device*/) noexcept { return true; }
+bool has_slots_apart(const std::string& /*torch_device*/) noexcept { return true; }
 
 void forward_tensors(Engine& engine, const ForwardArgs& args) {
   Bounce& bounce = thread().forward;

@@ -19,7 +19,7 @@ def is_gpu(device: str) -> bool:
 
 @pytest.fixture
 def beside_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_core, "has_host_tier", is_gpu)
+    monkeypatch.setattr(_core, "has_slots_apart", is_gpu)
     monkeypatch.setattr(host_memory, "available_bytes", lambda: 100 * GIB)
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
 

@@ -101,7 +101,7 @@ def predictions(
     host_bytes = plan.total_bytes
     if rates is not None or host_memory is not None:
         options = OffloadOptions(device_memory="100%", host_memory=host_memory)
-        host_bytes = options.host_bytes(plan.total_bytes, available_bytes())
+        host_bytes = options.host_tier_bytes(plan.total_bytes, available_bytes())
     return [
         predict(plan, dense_bytes, machine, host_bytes=host_bytes, assumed=rates is None)
         for machine in (REFERENCE_MACHINES if rates is None else (rates,))

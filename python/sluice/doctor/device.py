@@ -12,7 +12,7 @@ from sluice.text import format_bytes
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 # Where the engine's chunks lie: what `link_bytes_per_s` is the rate of.
 _CHUNK_BYTES = 4 * _MIB
-# Copies in flight: alone; as the engine submits them; twice as many; the queue always full.
+# Copies in flight: one at a time, and so many that the queue is never empty.
 _ALONE, _QUEUED = 1, 64
 
 

@@ -135,7 +135,7 @@ def _wrap_methods(model: nn.Module, attachment: Attachment) -> None:
     def get_memory_footprint(*args: Any, **kwargs: Any) -> int:
         stats = attachment.session.stats()
         dense = kind.get_memory_footprint(reference(), *args, **kwargs)
-        return dense + stats.resident_bytes + stats.host_bytes
+        return dense + stats.resident_bytes + stats.adopted_bytes
 
     def num_parameters(only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         dense = kind.num_parameters(reference(), only_trainable, exclude_embeddings)

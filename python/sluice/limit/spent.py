@@ -125,7 +125,7 @@ def limit_of(
     layers = [session.store.layer(index) for index in range(session.store.num_layers)]
     expert_bytes = sum(int(layer["expert_bytes"]) for layer in layers) / len(layers)
     steps = spent.forwards / len(layers)
-    if not _core.has_host_tier(session.device):
+    if not _core.has_slots_apart(session.device):
         return host_limit(spent, host_rates(constants), expert_bytes, steps * dense_bytes)
     rates = device_rates(constants)
     measured = None if constants.device is None else constants.device.device

@@ -15,7 +15,7 @@ namespace {
 
 TEST(HostDevice, SlabsAreWritableZeroedAndPageAligned) {
   const auto device = make_host_device();
-  EXPECT_TRUE(device->traits().host_memory);
+  EXPECT_TRUE(device->traits().slots_in_ram);
   for (const std::size_t bytes : {std::size_t{1}, std::size_t{4096}, std::size_t{5} << 20}) {
     const DeviceBuffer slab = device->allocate_slab(bytes);
     ASSERT_NE(slab.data(), nullptr);

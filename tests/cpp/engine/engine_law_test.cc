@@ -122,7 +122,7 @@ TEST(EngineLaw, AdoptedExpertsAreUsedInPlaceWhenAllOfThemFit) {
   EXPECT_EQ(whole.engine().stats().slab_bytes, 0u);
   EXPECT_EQ(whole.engine().stats().misses, 0);
   EXPECT_GT(whole.engine().stats().hits, 0);
-  EXPECT_GT(whole.engine().stats().host_bytes, 0u);
+  EXPECT_GT(whole.engine().stats().adopted_bytes, 0u);
   EXPECT_GT(part.engine().stats().misses, 0);
 }
 

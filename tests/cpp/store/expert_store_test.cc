@@ -302,7 +302,7 @@ TEST(ExpertStore, CountsWhatTheKernelGaveAndWhatMemoryGave) {
   (void)read_expert(*store, make_key(0, 0));
   EXPECT_EQ(store->counters().bytes_read, 2 * once);
   EXPECT_EQ(store->counters().memory_bytes, 0u);
-  EXPECT_EQ(store->host_bytes(), 0u);
+  EXPECT_EQ(store->adopted_bytes(), 0u);
 }
 
 TEST(ExpertStore, CountsAReadThatFailsAndWorksOnAfterIt) {
@@ -345,9 +345,9 @@ TEST(ExpertStore, ShowsAdoptedExpertsInPlaceOnlyWhenCanonicalAndAligned) {
   EXPECT_EQ(in_place->w13, memory.data());
   EXPECT_EQ(in_place->w2, memory.data() + one.layout.w2_offset());
   EXPECT_EQ(in_place->b13, nullptr);
-  EXPECT_EQ(store->host_bytes(), one.layout.w13_bytes() + one.layout.w2_bytes());
+  EXPECT_EQ(store->adopted_bytes(), one.layout.w13_bytes() + one.layout.w2_bytes());
   EXPECT_EQ(read_expert(*store, make_key(0, 0)), one.expected);
-  EXPECT_EQ(store->counters().memory_bytes, store->host_bytes());
+  EXPECT_EQ(store->counters().memory_bytes, store->adopted_bytes());
   EXPECT_EQ(store->largest_read_bytes(), 0u);
 
   std::memmove(memory.data() + 4, one.expected.data(), one.expected.size());

@@ -45,7 +45,7 @@ TEST(Pack, GivesBackEveryExpertThatWasWritten) {
   }
   EXPECT_EQ(store->slot_bytes(LayerIdx{0}) % 4096, 0u);
   EXPECT_EQ(store->description(), "pack " + path);
-  EXPECT_EQ(store->host_bytes(), 0u);
+  EXPECT_EQ(store->adopted_bytes(), 0u);
 }
 
 TEST(Pack, IsALegalSafetensorsFileWhoseBlobsStartOnBlocks) {

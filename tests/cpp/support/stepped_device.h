@@ -31,7 +31,7 @@ class SteppedDevice final : public Device {
   ~SteppedDevice() override = default;
 
   [[nodiscard]] DeviceTraits traits() const override {
-    return {.name = "stepped", .host_memory = true};
+    return {.name = "stepped", .slots_in_ram = true};
   }
   [[nodiscard]] DeviceBuffer allocate_slab(std::size_t bytes) override {
     return allocate(bytes, MemoryKind::kDevice);
@@ -67,6 +67,7 @@ class SteppedDevice final : public Device {
     return event;
   }
   void wait(StreamHandle stream, EventHandle event) override EXCLUDES(mu_) {
+    if (event == EventHandle{}) return;
     MutexLock lock(mu_);
     streams_[stream].push_back(Wait{event});
   }

@@ -32,7 +32,7 @@ class CudaDevice : public ::testing::Test {
 TEST_F(CudaDevice, TakesAndGivesBackEveryByte) {
   for (int round = 0; round < 10; ++round) {
     const auto device = make_cuda_device(0);
-    EXPECT_FALSE(device->traits().host_memory);
+    EXPECT_FALSE(device->traits().slots_in_ram);
     EXPECT_EQ(device->traits().compute_capability, 90);
     DeviceBuffer slab = device->allocate_slab(100'000);
     DeviceBuffer host = device->allocate_host(50'000);

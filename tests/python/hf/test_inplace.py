@@ -87,9 +87,9 @@ def test_adopted_experts_are_counted_and_lie_where_they_lay() -> None:
     )
     with sluice.offload(model, device_memory="25%", backing="ram") as session:
         stats = session.stats()
-        assert stats.host_bytes == total
+        assert stats.adopted_bytes == total
         assert stats.degradations["adopted_in_ram"] == 3
-        assert session.store.host_bytes == total
+        assert session.store.adopted_bytes == total
     assert {n: m.down_proj.data_ptr() for n, m in tiny.sites_of(model).items()} == addresses
 
 
@@ -98,7 +98,7 @@ def test_spilled_experts_leave_memory_and_their_file_leaves_the_folder(tmp_path:
     originals = list(tiny.sites_of(model).values())
     with sluice.offload(model, device_memory="25%", offload_dir=str(tmp_path)) as session:
         assert all(m.gate_up_proj.numel() == 0 for m in originals)
-        assert session.stats().host_bytes == 0
+        assert session.stats().adopted_bytes == 0
         assert list(tmp_path.iterdir()) == []  # unlinked while open: gone whatever happens
         tiny.greedy(model)
 

@@ -32,7 +32,7 @@ struct EngineStats {
   std::uint64_t budget_bytes = 0;
   std::uint64_t slab_bytes = 0;       ///< allocated for slots
   std::uint64_t workspace_bytes = 0;  ///< bounce buffers, scratch, widened rows
-  std::uint64_t adopted_bytes = 0;       ///< adopted experts that stay in RAM
+  std::uint64_t adopted_bytes = 0;    ///< adopted experts that stay in RAM
   // Of the host tier beside an accelerator, where the bytes by reason above are what its link
   // carried; 0 without one.
   std::int64_t host_hits = 0;           ///< loads whose expert was in the host tier

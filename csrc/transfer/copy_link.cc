@@ -22,7 +22,7 @@ constexpr std::chrono::microseconds kPoll{10};
 class DeviceCopyLink final : public CopyLink {
  public:
   DeviceCopyLink(Device& device, std::size_t chunk_bytes,
-               std::function<void(std::exception_ptr)> broken)
+                 std::function<void(std::exception_ptr)> broken)
       : device_(device), chunk_bytes_(chunk_bytes), broken_(std::move(broken)) {
     waiting_.reserve(kDepth);
     copying_.reserve(kDepth);

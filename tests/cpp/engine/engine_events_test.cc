@@ -81,7 +81,8 @@ TEST_F(EngineEvents, AKernelWaitsForTheReadyEventOfEachOfItsSlots) {
   Rig rig(model, standing_still(4));
   rig.on_drive = [&] { (void)rig.link().land(); };
   (void)rig.forward(call_for(shape, {2, 5}));
-  EXPECT_EQ(rig.device().num_queued(kCompute), 4u) << "one lands after the other: two waits, two records";
+  EXPECT_EQ(rig.device().num_queued(kCompute), 4u)
+      << "one lands after the other: two waits, two records";
   EXPECT_FALSE(rig.device().step(kCompute)) << "the ready events have not passed";
   while (rig.device().step(kCopy)) {
   }

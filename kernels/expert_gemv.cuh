@@ -13,11 +13,9 @@
 
 namespace sluice::device {
 
-inline constexpr int kGemvThreads = 256;
-inline constexpr int kGemvWarps = kGemvThreads / 32;
+inline constexpr int kGemvThreads = kGemvWarps * 32;
 inline constexpr int kTile = 16;  // rows
-/// 16-byte loads of each of its two rows that a lane has in flight.
-inline constexpr int kDepth = 4;
+inline constexpr int kDepth = kGemvDepth;
 /// One warp's sums of a tile: [token][row], padded so that a warp's stores hit different banks.
 inline constexpr int kPartialPitch = 20;
 

@@ -51,6 +51,11 @@ struct ExpertGemvPlan {
   [[nodiscard]] std::string text() const;
 };
 
+/// A block's warps, and the 16-byte loads of each of its two rows that a lane has in flight: plans
+/// cut rows by what all of them take in one turn.
+inline constexpr int kGemvWarps = 8;
+inline constexpr int kGemvDepth = 4;
+
 /// Shared memory that the kernels declare themselves.
 inline constexpr std::size_t kGemvStaticSharedBytes = 21 * 1024;
 

@@ -7,9 +7,7 @@
 namespace sluice {
 namespace {
 
-// Warps of a block, 16-byte loads of a row that a lane has in flight, lanes that share a row.
-constexpr int kWarps = 8;
-constexpr int kDepth = 4;
+// Lanes of a warp that share a row, as in the fragments of mma.sync.
 constexpr int kLanesPerRow = 4;
 // Columns that are worth a warp of their own. Numerics: a change of it changes results.
 constexpr std::int64_t kColumnsPerWarp = 512;
@@ -21,7 +19,7 @@ struct Matrix {
 
 int warps_per_tile(std::int64_t columns) {
   int warps = 1;
-  while (2 * warps <= kWarps && 2 * warps <= ceil_div(columns, kColumnsPerWarp)) warps *= 2;
+  while (2 * warps <= kGemvWarps && 2 * warps <= ceil_div(columns, kColumnsPerWarp)) warps *= 2;
   return warps;
 }
 
@@ -37,7 +35,7 @@ ExpertGemvPlan plan_matrix(const char* kernel, const ExpertProblem& problem, con
   ExpertGemvPlan plan;
   plan.warps_per_tile = warps_per_tile(matrix.columns);
   plan.num_tiles = static_cast<int>(matrix.tiles);
-  plan.tiles_per_item = kWarps / plan.warps_per_tile;
+  plan.tiles_per_item = kGemvWarps / plan.warps_per_tile;
   plan.items_per_expert = static_cast<int>(ceil_div(matrix.tiles, plan.tiles_per_item));
   plan.blocks = persistent_blocks(std::int64_t{num_listed} * plan.items_per_expert, gpu);
   plan.list_capacity = num_listed;
@@ -46,7 +44,7 @@ ExpertGemvPlan plan_matrix(const char* kernel, const ExpertProblem& problem, con
   const auto pitch = [&](std::int64_t columns) { return stage_pitch_bytes(columns, element); };
   // What one turn of all warps takes of a row; segments are multiples, so that a warp's columns and
   // their order are the same whatever is staged at once.
-  const std::int64_t stride = plan.warps_per_tile * kDepth * kLanesPerRow *
+  const std::int64_t stride = plan.warps_per_tile * kGemvDepth * kLanesPerRow *
                               (16 / static_cast<std::int64_t>(element_bytes(problem.weights)));
   const std::int64_t tokens = std::clamp<std::int64_t>(num_entries, 1, kGemvTokens);
   const std::int64_t row = ceil_div(matrix.columns, stride) * stride;

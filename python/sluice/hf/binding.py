@@ -28,7 +28,7 @@ def open_session(store: Any, options: Any, sites: Sequence[ExpertSite], device: 
 
     Raises:
         CapacityError: The budget is below one slot per size class.
-        InternalError: A kernel disagrees with the class's own forward.
+        InternalError: A CPU kernel disagrees with the class's own forward. A GPU's are not run.
     """
     from sluice.session import Session
 

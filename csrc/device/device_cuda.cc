@@ -37,6 +37,11 @@ class CudaDevice final : public Device {
     int count = 0;
     const cudaError_t code = cudaGetDeviceCount(&count);
     if (code != cudaSuccess) (void)cudaGetLastError();  // it is reported here, once
+    require<DeviceError>(code != cudaErrorInitializationError, [&] {
+      return "device " + name_ + ": got " + describe(code) +
+             " from cudaGetDeviceCount, expected a process that was not forked from one that had "
+             "used CUDA; start it by spawn";
+    });
     require<DeviceError>(code == cudaSuccess, [&] {
       return "device " + name_ + ": got " + describe(code) +
              " from cudaGetDeviceCount, expected a working driver; see nvidia-smi, or keep the "

@@ -52,6 +52,9 @@ struct Options {
   /// Device pages are closed to host code unless device work runs or a `Peek` is alive.
   bool protect = true;
   int num_devices = 1;
+  /// A process forked from one that has made a call is refused every one, as in CUDA. Not where
+  /// tests fork in order to die.
+  bool forks_lose_devices = false;
   /// Memory of each device: beyond it cudaMalloc refuses.
   std::size_t device_bytes = std::size_t{1} << 30;
   /// What cudaHostAlloc and cudaHostRegister grant together.

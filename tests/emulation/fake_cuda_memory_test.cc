@@ -1,8 +1,11 @@
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <set>
 
 #include "tests/emulation/fake_cuda_fixture.h"
@@ -232,6 +235,39 @@ TEST_F(FakeCudaMemory, PointersSayWhereTheyLie) {
   EXPECT_EQ(attributes.devicePointer, host + 9);
   EXPECT_CUDA(cudaPointerGetAttributes(&attributes, &heap));
   EXPECT_EQ(attributes.type, cudaMemoryTypeUnregistered);
+}
+
+// What a child returns, as the code it ends with.
+int in_a_child(const std::function<bool()>& check) {
+  const pid_t child = fork();
+  if (child == 0) _exit(check() ? 0 : 1);
+  int status = -1;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  return status;
+}
+
+TEST_F(FakeCudaMemory, AForkedChildIsRefusedEveryCallAndTheParentGoesOn) {
+  for (const bool lost : {true, false}) {
+    start({.forks_lose_devices = lost});
+    float* const memory = device(10);
+    const cudaStream_t queue = stream();
+    const cudaError_t expected = lost ? cudaErrorInitializationError : cudaSuccess;
+    EXPECT_EQ(in_a_child([&] {
+                int count = 0;
+                return cudaGetDeviceCount(&count) == expected &&
+                       (!lost || last_failure().find("forked") != std::string::npos);
+              }),
+              0);
+    EXPECT_EQ(in_a_child([&] {
+                return cudaFree(memory) == expected && cudaStreamDestroy(queue) == expected &&
+                       stats().device_bytes == (lost ? 40u : 0u);
+              }),
+              0);
+    EXPECT_EQ(stats().device_bytes, 40u);
+    EXPECT_CUDA(cudaMemsetAsync(memory, 0, 40, queue));
+    EXPECT_CUDA(cudaStreamSynchronize(queue));
+    EXPECT_CUDA(cudaFree(memory));
+  }
 }
 
 }  // namespace

@@ -1,4 +1,6 @@
 // What tests ask of the runtime and do to it (fake_cuda.h).
+#include <unistd.h>
+
 #include "tests/emulation/fake_cuda.h"
 #include "tests/emulation/fake_cuda/baton.h"
 #include "tests/emulation/fake_cuda/graph.h"
@@ -10,6 +12,7 @@ namespace fake {
 const char* name(Api api) { return detail::traits(api).name; }
 
 void make_devices(Runtime& runtime) {
+  runtime.owner = getpid();
   for (int ordinal = 0; ordinal < runtime.options.num_devices; ++ordinal) {
     auto legacy = std::make_unique<CUstream_st>();
     legacy->device = ordinal;

@@ -1,5 +1,8 @@
 #include "tests/emulation/fake_cuda/runtime.h"
 
+#include <pthread.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 
@@ -77,6 +80,9 @@ Runtime& Runtime::get() {
   static Runtime* const runtime = [] {
     auto* made = new Runtime;
     made->memory.reset(made->options);
+    // A child finds the lock free, and what it guards in order.
+    pthread_atfork([] { get().mutex.lock(); }, [] { get().mutex.unlock(); },
+                   [] { get().mutex.unlock(); });
     return made;
   }();
   return *runtime;
@@ -117,6 +123,13 @@ Session::~Session() = default;
 
 void Session::enter(cudaStream_t handle) {
   if (runtime.devices.empty() && runtime.options.num_devices > 0) make_devices(runtime);
+  if (runtime.options.forks_lose_devices && !runtime.devices.empty() && getpid() != runtime.owner) {
+    is_forked = true;
+    refusal = fail(cudaErrorInitializationError,
+                   "got a call of a process that was forked from one with devices, expected a new "
+                   "process");
+    return;
+  }
   if (thread.epoch != runtime.epoch) {
     thread.epoch = runtime.epoch;
     thread.device = 0;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cuda_runtime_api.h>
+#include <sys/types.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -139,6 +140,7 @@ struct Runtime {
   /// Opted in, by kernel and device. Outlives `reset`, as loaded code does.
   std::map<std::pair<const void*, int>, std::size_t> shared_bytes_of;
 
+  pid_t owner = 0;  ///< the process that made the devices
   int num_drivers = 0;
   int num_threads = 0;  ///< alive that have called
   int num_waiting = 0;  ///< of them, asleep here until something changes
@@ -184,6 +186,8 @@ class Session {
   Api api;
   /// What the call has to return whatever it does: an injection, a lost device, a wrong place.
   cudaError_t refusal = cudaSuccess;
+  /// In a forked child: what the call would give back is the parent's.
+  bool is_forked = false;
 
  private:
   void enter(cudaStream_t handle);
@@ -219,7 +223,7 @@ template <class Body>
 cudaError_t call(Api api, cudaStream_t handle, Body&& body) {
   Session session(api, handle);
   cudaError_t error = session.refusal;
-  if (error == cudaSuccess || detail::traits(api).gives_back) {
+  if (error == cudaSuccess || (detail::traits(api).gives_back && !session.is_forked)) {
     const cudaError_t own = body(session);
     if (error == cudaSuccess) error = own;
   }

@@ -82,7 +82,10 @@ emulated-models:
 	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,checked) families && \
 	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,fast) covering && \
 	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,checked) covering && \
-	  SLUICE_EMULATED_CORE=$(call MODULE,fast) python -m pytest tests/emulation -p no:cacheprovider && \
+	  SLUICE_EMULATED_CORE=$(call MODULE,fast) SLUICE_NO_OPS=1 PYTHONPATH=tests \
+	  python -m pytest -p emulation.plugin -p no:faulthandler tests/emulation -p no:cacheprovider && \
+	  SLUICE_EMULATED_CORE=$(call MODULE,fast) SLUICE_NO_OPS=1 PYTHONPATH=tests \
+	  python -m pytest -p emulation.plugin -p no:faulthandler tests/python -m emulated -p no:cacheprovider && \
 	  SLUICE_EMULATED_CORE=$(call MODULE,fast) SLUICE_GPU_TESTS=$(abspath build/cpp/tests/gpu/libsluice_gpu_tests.so) \
 	  SLUICE_NO_OPS=1 python -m pytest tests/gpu --ignore tests/gpu/test_battery.py -p no:cacheprovider
 

@@ -39,6 +39,10 @@ T choice(const char* what, const std::string& value, const std::map<std::string,
 }
 
 std::atomic<bool> on_user_stream{false};
+std::atomic<bool> on_host{false};
+// Of all threads; bytes on either side.
+std::atomic<std::size_t> bounce_bytes{0};
+std::atomic<int> bounce_streams{0};
 
 /// Memory of one host thread on both sides, which grows and is kept.
 class Bounce {
@@ -53,6 +57,7 @@ class Bounce {
     (void)cudaFree(device_);
     (void)cudaFreeHost(host_);
     device_ = host_ = nullptr;
+    bounce_bytes -= bytes_;
     bytes_ = 0;
   }
   void begin(std::size_t bytes) {
@@ -62,6 +67,7 @@ class Bounce {
     check("cudaMalloc", cudaMalloc(&device_, bytes));
     check("cudaHostAlloc", cudaHostAlloc(&host_, bytes, cudaHostAllocDefault));
     bytes_ = bytes;
+    bounce_bytes += bytes_;
   }
   void* to_device(const void* source, std::size_t bytes, cudaStream_t stream) {
     std::byte* const host = static_cast<std::byte*>(host_) + used_;
@@ -104,13 +110,16 @@ struct Thread {
   void release() {
     forward.release();
     callback.release();
-    if (stream != nullptr) (void)cudaStreamDestroy(stream);
+    if (stream == nullptr) return;
+    (void)cudaStreamDestroy(stream);
     stream = nullptr;
+    --bounce_streams;
   }
   cudaStream_t current_stream() {
     if (!on_user_stream) return nullptr;
     if (stream == nullptr) {
       check("cudaStreamCreateWithFlags", cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+      ++bounce_streams;
     }
     return stream;
   }
@@ -145,6 +154,7 @@ void set_schedule(const std::string& order, const std::string& policy, std::uint
                                                {"skew", simt::Order::kSkew}});
   simt::options().seed = seed;
   fake::Options options;
+  options.forks_lose_devices = true;
   options.policy = choice<fake::Policy>("policy", policy,
                                         {{"eager", fake::Policy::kEager},
                                          {"lazy", fake::Policy::kLazy},
@@ -153,6 +163,12 @@ void set_schedule(const std::string& order, const std::string& policy, std::uint
   options.seed = seed;
   fake::reset(options);
   on_user_stream = choice<bool>("stream", stream, {{"default", false}, {"user", true}});
+}
+
+/// Starts it anew whatever is alive: after a test that has failed.
+void forget_all() {
+  thread().release();
+  fake::reset({});
 }
 
 void fail_after(const std::string& call, int calls, int error, bool sticky) {
@@ -165,14 +181,22 @@ void fail_after(const std::string& call, int calls, int error, bool sticky) {
   throw ConfigError("call: got \"" + call + "\", expected a function of the CUDA runtime");
 }
 
+/// Sessions that are opened from now on compute on the host, as without a GPU: the bounces are
+/// idle. Close those of the other tier first.
+void choose_tier(const std::string& tier) {
+  on_host = choice<bool>("tier", tier, {{"cuda", false}, {"cpu", true}});
+}
+
+/// Without what the bounces hold.
 py::dict stats_of_device() {
   const fake::Stats stats = fake::stats();
+  const std::size_t bounces = bounce_bytes;
   py::dict out;
-  out["device_bytes"] = stats.device_bytes;
+  out["device_bytes"] = stats.device_bytes - bounces;
   out["peak_device_bytes"] = stats.peak_device_bytes;
-  out["pinned_bytes"] = stats.pinned_bytes;
+  out["pinned_bytes"] = stats.pinned_bytes - bounces;
   out["registered_bytes"] = stats.registered_bytes;
-  out["streams"] = stats.streams;
+  out["streams"] = stats.streams - bounce_streams;
   out["events"] = stats.events;
   out["queued"] = stats.queued;
   out["pageable_copies"] = stats.pageable_copies;
@@ -186,6 +210,7 @@ EngineDevice open_device(const std::string& torch_device) {
   require<ConfigError>(torch_device == "cpu", [&] {
     return "device: got \"" + torch_device + "\", expected \"cpu\": the emulation's cuda:0";
   });
+  if (on_host) return {.device = make_host_device(), .compute = nullptr};
   EngineDevice opened{.device = make_cuda_device(0), .compute = nullptr};
   opened.compute = make_cuda_compute(*opened.device);
   return opened;
@@ -196,6 +221,8 @@ void bind_devices(py::module_& m) {
   m.def("has_slots_apart", &has_slots_apart, py::arg("device"));
   m.def("emulation_schedule", &set_schedule, py::arg("order"), py::arg("policy"), py::arg("seed"),
         py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+  m.def("emulation_forget", &forget_all, py::call_guard<py::gil_scoped_release>());
+  m.def("emulation_tier", &choose_tier, py::arg("tier"));
   m.def("emulation_stats", &stats_of_device);
   m.def("emulation_fail_after", &fail_after, py::arg("call"), py::arg("calls"), py::arg("error"),
         py::arg("sticky") = false);
@@ -206,9 +233,13 @@ void bind_devices(py::module_& m) {
 
 const char* cuda_kind() noexcept { return "emulated"; }
 
-bool has_slots_apart(const std::string& /*torch_device*/) noexcept { return true; }
+bool has_slots_apart(const std::string& /*torch_device*/) noexcept { return !on_host; }
 
 void forward_tensors(Engine& engine, const ForwardArgs& args) {
+  if (on_host) {
+    engine.forward(args);
+    return;
+  }
   Bounce& bounce = thread().forward;
   const auto entries = static_cast<std::size_t>(args.num_tokens * args.top_k);
   const auto hidden = static_cast<std::size_t>(engine.store().layer(args.layer).layout.hidden);
@@ -231,6 +262,7 @@ void forward_tensors(Engine& engine, const ForwardArgs& args) {
 
 int call_on_tensors(std::size_t in_bytes, std::size_t out_bytes, const void* in, void* out,
                     const std::function<int(const void* in, void* out)>& call) {
+  if (on_host) return call(in, out);
   Bounce& bounce = thread().callback;
   const cudaStream_t stream = thread().current_stream();
   std::string source(in_bytes, '\0');

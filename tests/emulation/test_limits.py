@@ -17,7 +17,6 @@ import pytest
 
 from sluice.reference import reference_model
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "<|bos|>What does the user want? i need this song on my meditation playlist<|sep|>"
 
 pytestmark = pytest.mark.skipif(
@@ -25,17 +24,15 @@ pytestmark = pytest.mark.skipif(
     reason="SLUICE_EMULATED_CORE names no _core*.so built with SLUICE_EMULATION",
 )
 
+# In a process of its own, on the emulation as this one (plugin.py).
 DRIVER = """
 import json, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from emulation.plugin import install
-install()
 from sluice import _core
 from sluice.cli import main
 code = main(sys.argv[1:])
 sys.stderr.write("\\n" + json.dumps(_core.emulation_stats()))
 sys.exit(code)
-""".format(root=str(ROOT), tests=str(ROOT / "tests"))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +118,11 @@ def test_a_generation_beside_a_gpu_says_what_binds_it(
     decode, device = found["decode"], measured[0]["constants"]["device"]
     assert found["text"] == "update playlist"
     steps = found["new_tokens"] - 1
-    # What was needed; beside it the prompt's guesses come over the same link.
-    assert 0 < decode["h2d_s"] * device["link_bytes_per_s"] <= decode["bytes_read"] * (1 + 1e-9)
+    # What came over the link and was asked for: some of it by the prompt's guesses, which may have
+    # come before decode began.
     needed = decode["h2d_s"] * device["link_bytes_per_s"] / 73728
     assert needed == pytest.approx(round(needed)), "whole experts"
+    assert 0 < round(needed) <= steps * 32
     assert decode["experts_s"] == pytest.approx(steps * 32 * 73728 / device["memory_bytes_per_s"])
     assert decode["limit_s"] == pytest.approx(
         decode["dense_s"] + max(decode["experts_s"], decode["h2d_s"], decode["disk_s"])

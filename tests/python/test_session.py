@@ -190,6 +190,7 @@ class OddError(Exception):
     pass
 
 
+@pytest.mark.emulated
 def test_what_a_callback_raises_comes_out_with_its_traceback(small: SmallStore) -> None:
     calls = []
 
@@ -212,6 +213,7 @@ def test_what_a_callback_raises_comes_out_with_its_traceback(small: SmallStore) 
     )
 
 
+@pytest.mark.emulated
 def test_errors_belong_to_the_thread_whose_call_failed(small: SmallStore) -> None:
     seen: dict[str, BaseException] = {}
     both = threading.Barrier(2)
@@ -241,6 +243,7 @@ def test_errors_belong_to_the_thread_whose_call_failed(small: SmallStore) -> Non
     assert _core.take_error(session.handle) is not None  # closed, and says so
 
 
+@pytest.mark.emulated
 def test_a_callback_may_refer_to_the_session_and_all_are_freed(small: SmallStore) -> None:
     class Model:
         def gate(self, *arguments: object) -> None:
@@ -283,6 +286,7 @@ def test_forwards_from_many_threads_give_each_its_own_result(
     assert stats.requests == stats.hits + stats.late + stats.misses
 
 
+@pytest.mark.emulated
 def test_closing_while_calls_run_lets_them_finish(small: SmallStore, tmp_path: Path) -> None:
     session = small.session(small.pack(tmp_path / "s.pack"), "25%")
     expected = session.experts_forward(0, *small.call(3))
@@ -308,6 +312,7 @@ def test_closing_while_calls_run_lets_them_finish(small: SmallStore, tmp_path: P
     assert all("session closed" in str(outcome) for outcome in outcomes)
 
 
+@pytest.mark.emulated
 def test_a_closed_session_says_so_and_keeps_its_numbers(small: SmallStore, tmp_path: Path) -> None:
     with small.session(small.memory_store()) as session:
         session.experts_forward(0, *small.call(2))
@@ -322,6 +327,7 @@ def test_a_closed_session_says_so_and_keeps_its_numbers(small: SmallStore, tmp_p
     assert "requests" in session.report()
 
 
+@pytest.mark.emulated
 def test_dropping_the_last_reference_closes(small: SmallStore) -> None:
     session = small.session(small.memory_store())
     handle = session.handle
@@ -331,6 +337,7 @@ def test_dropping_the_last_reference_closes(small: SmallStore) -> None:
         torch.ops.sluice.experts_forward(handle, 0, *small.call(1))
 
 
+@pytest.mark.emulated
 def test_hooks_run_once_last_first_and_may_close(small: SmallStore) -> None:
     session = small.session(small.memory_store())
     order: list[str] = []
@@ -343,6 +350,7 @@ def test_hooks_run_once_last_first_and_may_close(small: SmallStore) -> None:
     assert session.closed
 
 
+@pytest.mark.emulated
 def test_a_hook_that_fails_keeps_the_session_open(small: SmallStore) -> None:
     session = small.session(small.memory_store())
     failures = [MemoryError("not enough to restore")]
@@ -412,6 +420,7 @@ def test_moving_inside_of_a_forward_is_refused(small: SmallStore) -> None:
         session.experts_forward(0, *small.call(1))
 
 
+@pytest.mark.emulated
 def test_closing_inside_of_a_forward_is_refused_and_possible_afterwards(small: SmallStore) -> None:
     refused: list[str] = []
 
@@ -432,6 +441,7 @@ def test_closing_inside_of_a_forward_is_refused_and_possible_afterwards(small: S
     assert "session closed" in str(_core.take_error(session.handle))
 
 
+@pytest.mark.emulated
 def test_closing_in_a_callback_while_another_thread_closes_does_not_hang(
     small: SmallStore,
 ) -> None:
@@ -464,6 +474,7 @@ def test_closing_in_a_callback_while_another_thread_closes_does_not_hang(
     assert refused and session.closed
 
 
+@pytest.mark.emulated
 def test_a_forward_that_fails_while_another_thread_closes_raises_its_own_error(
     small: SmallStore,
 ) -> None:
@@ -528,6 +539,7 @@ def test_ten_rounds_return_every_thread_and_every_byte(tmp_path: Path) -> None:
 # Faults
 
 
+@pytest.mark.emulated
 def test_a_failed_read_is_raised_and_the_session_goes_on(small: SmallStore, tmp_path: Path) -> None:
     path = tmp_path / "s.pack"
     call = small.call(1)

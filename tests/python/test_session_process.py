@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from sluice import _core
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+pytestmark = pytest.mark.emulated
 
 
 INTERRUPTED = """
@@ -50,6 +54,7 @@ import os, sys
 from pathlib import Path
 import torch
 from small_store import SmallStore
+from sluice.errors import DeviceError
 
 small = SmallStore()
 store = small.pack(Path(sys.argv[1]))
@@ -74,8 +79,12 @@ if child == 0:
         else:
             print("worked")
     session.close()
-    fresh = small.session(store, "25%")
-    print("new", torch.equal(fresh.experts_forward(0, *call), expected), flush=True)
+    try:
+        fresh = small.session(store, "25%")
+    except DeviceError as error:
+        print("refused", "forked" in str(error) and "by spawn" in str(error), flush=True)
+    else:
+        print("new", torch.equal(fresh.experts_forward(0, *call), expected), flush=True)
     if sys.argv[2] == "del":
         del session
     sys.exit(0)  # with the inherited session, and with a new one open
@@ -90,10 +99,10 @@ def test_a_forked_child_is_told_and_nothing_hangs(
     run_python: Run, tmp_path: Path, end: str
 ) -> None:
     result = run_python(FORKED, str(tmp_path / "s.pack"), end)
+    # CUDA itself works in no child of a process that has used it.
+    new = "refused True" if _core.has_slots_apart("cpu") else "new True"
     lines = result.stdout.splitlines()
-    assert lines == [*["refused"] * 7, "new True", "child 0", "parent True"], (
-        result.stdout + result.stderr
-    )
+    assert lines == [*["refused"] * 7, new, "child 0", "parent True"], result.stdout + result.stderr
 
 
 FORKED_WHILE_BUSY = """

@@ -41,6 +41,7 @@ def assert_same(model: Any, before: dict[str, Any]) -> None:
         assert before[key] == after[key], key
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("backing", BACKINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", tiny.CONFIGS)
@@ -57,6 +58,7 @@ def test_restore_is_exact(family: str, dtype: torch.dtype, backing: str) -> None
     assert_same(model, before)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("backing", BACKINGS)
 def test_tokens_are_the_stock_models(backing: str) -> None:
     model = tiny.build("mixtral")
@@ -122,6 +124,7 @@ def test_without_a_budget_the_error_has_a_table_for_this_model() -> None:
     assert_same(model, before)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize(
     ("fields", "error"),
     [
@@ -141,6 +144,7 @@ def test_an_error_leaves_the_model_as_it_was(fields: Any, error: type[Exception]
     assert torch.equal(tiny.greedy(model), expected)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("step", ["open_session", "_spill"])
 def test_a_failure_in_the_middle_leaves_the_model_as_it_was(
     step: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -158,6 +162,7 @@ def test_a_failure_in_the_middle_leaves_the_model_as_it_was(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.emulated
 def test_restoring_without_memory_is_refused_and_the_model_stays_offloaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -233,6 +238,7 @@ def test_modules_that_strict_lets_pass_are_counted() -> None:
         assert session.stats().degradations["experts_left_resident"] == 1
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("backing", BACKINGS)
 def test_deleting_the_model_closes_its_session(backing: str) -> None:
     model = tiny.build("mixtral")
@@ -245,6 +251,7 @@ def test_deleting_the_model_closes_its_session(backing: str) -> None:
     assert session.closed
 
 
+@pytest.mark.emulated
 def test_a_closed_session_has_given_the_experts_back() -> None:
     model = tiny.build("mixtral")
     before = identity(model)
@@ -255,6 +262,7 @@ def test_a_closed_session_has_given_the_experts_back() -> None:
     assert_same(model, before)
 
 
+@pytest.mark.emulated
 def test_an_exception_in_the_block_restores_too() -> None:
     model = tiny.build("mixtral")
     before = identity(model)

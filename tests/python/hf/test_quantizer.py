@@ -317,6 +317,7 @@ def test_excluded_layers_stay_and_run_their_own_body(saved: Callable[..., Path])
     assert torch.equal(tiny.greedy(stock(folder, "mixtral")), tiny.greedy(model))
 
 
+@pytest.mark.emulated
 def test_restore_rebuilds_the_stock_model(saved: Callable[..., Path]) -> None:
     folder = saved("gpt_oss")
     plain, model = stock(folder, "gpt_oss"), tiny.load(folder, "gpt_oss")
@@ -350,6 +351,7 @@ def test_loading_experts_into_it_is_refused(saved: Callable[..., Path]) -> None:
         model.load_state_dict(tiny.build("mixtral").state_dict())
 
 
+@pytest.mark.emulated
 def test_a_failed_load_leaves_no_session_and_the_next_one_works(
     saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,6 +223,7 @@ def test_an_automatic_device_map_is_told_of_the_slots(saved: Callable[..., Path]
     model.sluice.close()
 
 
+@pytest.mark.emulated
 def test_deleting_the_model_returns_its_slots(saved: Callable[..., Path]) -> None:
     import gc
 

@@ -83,6 +83,7 @@ emulated-models:
 	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,fast) covering && \
 	  SLUICE_NO_OPS=1 python tests/emulation/models.py $(call MODULE,checked) covering && \
 	  SLUICE_EMULATED_CORE=$(call MODULE,fast) SLUICE_NO_OPS=1 PYTHONPATH=tests \
+	  SLUICE_NVTX_RECORDER=$(abspath $(wildcard build/cpp/tests/emulation/nvtx/*nvtx_recorder.so)) \
 	  python -m pytest -p emulation.plugin -p no:faulthandler tests/emulation -p no:cacheprovider && \
 	  SLUICE_EMULATED_CORE=$(call MODULE,fast) SLUICE_NO_OPS=1 PYTHONPATH=tests \
 	  python -m pytest -p emulation.plugin -p no:faulthandler tests/python -m emulated -p no:cacheprovider && \

@@ -87,7 +87,8 @@ std::unique_ptr<SessionHandle> open_session(const StoreHandle& store, const std:
                                             std::uint64_t device_memory, std::uint64_t host_memory,
                                             std::string host_tier, std::uint64_t pinned_cap,
                                             std::string prefill, std::string policy, int io_threads,
-                                            bool timeline, const std::vector<py::dict>& gates) {
+                                            bool timeline, bool nvtx,
+                                            const std::vector<py::dict>& gates) {
   require<ConfigError>(static_cast<std::int64_t>(gates.size()) == store.store->num_layers(), [&] {
     return "gates: got " + std::to_string(gates.size()) + ", expected " +
            std::to_string(store.store->num_layers()) + ", one per layer of the store";
@@ -103,8 +104,8 @@ std::unique_ptr<SessionHandle> open_session(const StoreHandle& store, const std:
                         .io_threads = io_threads,
                         .timeline = timeline};
   const py::gil_scoped_release no_gil;
-  return std::make_unique<SessionHandle>(
-      std::make_shared<SessionState>(store.store, device, std::move(options), std::move(settings)));
+  return std::make_unique<SessionHandle>(std::make_shared<SessionState>(
+      store.store, device, std::move(options), std::move(settings), nvtx));
 }
 
 /// The op's call for Python's twin of `_ops`: by handle, errors raised as they are.
@@ -177,7 +178,8 @@ void bind_session(py::module_& m) {
       .def(py::init(&open_session), py::arg("store"), py::kw_only(), py::arg("device") = "cpu",
            py::arg("device_memory"), py::arg("host_memory") = 0, py::arg("host_tier") = "inclusive",
            py::arg("pinned_cap") = ~std::uint64_t{0}, py::arg("prefill") = "stream",
-           py::arg("policy"), py::arg("io_threads"), py::arg("timeline") = true, py::arg("gates"))
+           py::arg("policy"), py::arg("io_threads"), py::arg("timeline") = true,
+           py::arg("nvtx") = false, py::arg("gates"))
       .def_property_readonly("handle", &SessionHandle::handle)
       .def("hint", &give_hints, py::arg("hints"),
            "(layer, expert, probability, seconds from now until worthless; inf: never).")

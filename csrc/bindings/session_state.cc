@@ -6,6 +6,7 @@
 
 #include "bindings/devices.h"
 #include "bindings/torch_bridge.h"
+#include "device/nvtx.h"
 
 namespace sluice::bindings {
 
@@ -25,7 +26,7 @@ SharedPyObject share(py::object object) {
 
 SessionState::SessionState(std::shared_ptr<const ExpertStore> store,
                            const std::string& torch_device, EngineOptions options,
-                           std::vector<GateSettings> gates)
+                           std::vector<GateSettings> gates, bool nvtx)
     : process_id_(getpid()), torch_device_(torch_device) {
   std::vector<LayerSpec> layers;
   layers.reserve(gates.size());
@@ -35,6 +36,7 @@ SessionState::SessionState(std::shared_ptr<const ExpertStore> store,
   EngineDevice opened = open_device(torch_device);
   parts.device = std::move(opened.device);
   parts.compute = std::move(opened.compute);
+  if (nvtx) parts.ranges = make_nvtx_ranges();
   parts.parallel = make_parallel();
   parts.gemm = [](void* context, const GemmCall& call) {
     return static_cast<SessionState*>(context)->gemm(call);

@@ -38,7 +38,7 @@ struct GateSettings {
 class SessionState {
  public:
   SessionState(std::shared_ptr<const ExpertStore> store, const std::string& torch_device,
-               EngineOptions options, std::vector<GateSettings> gates);
+               EngineOptions options, std::vector<GateSettings> gates, bool nvtx);
   ~SessionState();
   SessionState(const SessionState&) = delete;
   SessionState& operator=(const SessionState&) = delete;

@@ -8,24 +8,6 @@ namespace sluice::bindings {
 namespace py = pybind11;
 namespace {
 
-std::string_view span_name(SpanKind kind) {
-  switch (kind) {
-    case SpanKind::kForward:
-      return "forward";
-    case SpanKind::kCompute:
-      return "compute";
-    case SpanKind::kStall:
-      return "stall";
-    case SpanKind::kLoadDemand:
-      return "load_demand";
-    case SpanKind::kLoadHint:
-      return "load_hint";
-    case SpanKind::kCombine:
-      return "combine";
-  }
-  return "?";
-}
-
 std::string_view state_name(SlotState state) {
   switch (state) {
     case SlotState::kEmpty:

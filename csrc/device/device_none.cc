@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "device/device.h"
+#include "device/nvtx.h"
 
 namespace sluice {
 
@@ -18,5 +19,12 @@ CudaDeviceFacts cuda_device_facts(int ordinal) {
 }
 
 int num_cuda_devices() noexcept { return 0; }
+
+std::unique_ptr<Ranges> make_nvtx_ranges() {
+  throw ConfigError(
+      "SLUICE_NVTX: got 1 in a build without CUDA, expected one with it; build sluice where nvcc "
+      "is "
+      "found, or unset it");
+}
 
 }  // namespace sluice

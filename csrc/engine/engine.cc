@@ -102,7 +102,7 @@ struct Engine::Impl {
         use_in_place(reads_in_place(*parts.store, *parts.device, options.device_memory)),
         plan(plan_memory(options.device_memory, slot_demand(*parts.store, use_in_place))),
         host_plan(plan_host(*parts.store, *parts.device, options)),
-        timeline(options.timeline ? std::size_t{1} << 16 : 0),
+        timeline(options.timeline ? std::size_t{1} << 16 : 0, parts.ranges.get()),
         loader(
             parts.store, *parts.device, [this] { return take_path(); }, *parts.clock,
             options.policy, plan, timeline, parts.drive),
@@ -209,6 +209,7 @@ void Engine::forward(const ForwardArgs& args) {
         "replay the experts of today. Do not capture a MoE layer (compile without "
         "\"reduce-overhead\", or set disable_compile=True)");
   });
+  const Timeline::Shown shown(impl.timeline, SpanKind::kForward, {args.layer, ExpertIdx{-1}});
   const Nanos begin = impl.parts.clock->now();
   try {
     impl.run.run(args, impl.layers[static_cast<std::size_t>(to_int(args.layer))]);

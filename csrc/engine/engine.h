@@ -72,6 +72,7 @@ class Engine {
     std::shared_ptr<const Clock> clock;       ///< null: the steady clock
     GemmFn gemm = nullptr;                    ///< null: the reference GEMM
     void* gemm_context = nullptr;
+    std::unique_ptr<Ranges> ranges;  ///< null: spans are shown nowhere
     /// Asked every 50 ms of a stall on the caller's thread; true ends the forward (Ctrl-C).
     std::function<bool()> interrupted;
     /// For a link without threads: called, without a lock, where a call would wait for bytes; makes

@@ -7,6 +7,13 @@
 #include "engine/expert_loader.h"
 
 namespace sluice {
+namespace {
+
+SpanKind kind_of(const SlotRecord& record) {
+  return record.by_hint ? SpanKind::kLoadHint : SpanKind::kLoadDemand;
+}
+
+}  // namespace
 
 // A guess comes true: its bytes change their name.
 void ExpertLoader::ask_for_locked(SlotRecord& record) {
@@ -73,6 +80,7 @@ void ExpertLoader::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest
     record.last_use = load.last_use;
     throw;
   }
+  record.shown = timeline_.show(kind_of(record), load.key);  // once it is on its way: it will end
 }
 
 // An expert leaves its slot: evicted, or its load came to nothing.
@@ -125,7 +133,8 @@ void ExpertLoader::finished(const LoadRequest& request, TicketState state, std::
   --loads_in_flight_;
   if (record.by_hint && !record.asked) --hints_in_flight_;
   account_locked(record, state, bytes_read);
-  timeline_.add({.kind = record.by_hint ? SpanKind::kLoadHint : SpanKind::kLoadDemand,
+  timeline_.hide(record.shown);
+  timeline_.add({.kind = kind_of(record),
                  .begin = record.submitted_at,
                  .end = now,
                  .key = request.key,

@@ -69,11 +69,13 @@ void LayerRun::timed(SpanKind kind, std::int32_t expert, std::int64_t tokens, Wo
       run.parts_.timeline.add(span);
     }
   };
+  const ExpertKey key{args_->layer, ExpertIdx{expert}};
+  const Timeline::Shown shown(parts_.timeline, kind, key);
   const Count count{*this,
                     {.kind = kind,
                      .begin = parts_.clock.now(),
                      .end = 0,
-                     .key = {args_->layer, ExpertIdx{expert}},
+                     .key = key,
                      .bytes = 0,
                      .tokens = static_cast<std::int32_t>(tokens)}};
   work();

@@ -28,6 +28,7 @@ struct SlotRecord {
   double probability = 0;
   Nanos deadline = kNever;
   Nanos submitted_at = 0;
+  std::uint64_t shown = 0;  ///< the load's range, while it is loading
 
   EventHandle ready{};  ///< behind the last byte written (I3)
   /// Behind the last launch that reads it (I2); lent to a load, which gives it back if it fails.

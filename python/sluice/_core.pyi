@@ -170,6 +170,7 @@ class Session:
         policy: str,
         io_threads: int,
         timeline: bool = True,
+        nvtx: bool = False,
         gates: Sequence[dict[str, Any]],
     ) -> None:
         """`gates`, one per layer: kind, interleaved, alpha, limit, gate_callback, post_callback.

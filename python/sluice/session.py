@@ -18,7 +18,7 @@ from sluice.host_memory import host_settings, unused_options
 from sluice.report import report_text
 from sluice.session_end import end_core, inside, open_sessions
 from sluice.stats import HostTierProgress, Stats
-from sluice.timeline import Span, write_chrome_trace
+from sluice.timeline import Span, nvtx_wanted, write_chrome_trace
 
 if TYPE_CHECKING:
     import torch
@@ -368,6 +368,7 @@ class Session:
             policy=options.policy,
             io_threads=options.io_threads,
             timeline=options.timeline,
+            nvtx=nvtx_wanted(),
             gates=[self._gate(index, layer) for index, layer in enumerate(self._layers)],
         )
 

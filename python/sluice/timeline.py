@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sluice.errors import ConfigError
+
 Span = tuple[str, float, float, int, int, int, int]
 """(kind, begin_s, end_s, layer, expert, bytes, tokens) of `_core.Session.timeline`."""
 
@@ -32,6 +34,21 @@ def chrome_trace(spans: Sequence[Span], layer_names: Sequence[str] = ()) -> dict
     names |= {row: f"load {row - _FIRST_READ_ROW}" for row, _ in rows if row != _CALLER}
     events = [*_row_names(names), *(_event(row, s, origin, layer_names) for row, s in rows)]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def nvtx_wanted() -> bool:
+    """Whether SLUICE_NVTX asks for the same spans as NVTX ranges, for Nsight Systems.
+
+    Read when a session opens; a build without NVTX refuses to open one. Off, they cost a branch
+    each.
+
+    Raises:
+        ConfigError: SLUICE_NVTX is neither 0 nor 1.
+    """
+    wanted = os.environ.get("SLUICE_NVTX", "0")
+    if wanted not in ("", "0", "1"):
+        raise ConfigError(f"SLUICE_NVTX: got {wanted!r}, expected 1, or 0 or nothing")
+    return wanted == "1"
 
 
 def write_chrome_trace(

@@ -36,6 +36,8 @@ def include_violations(room: str, name: str, text: str) -> list[str]:
         speaks_cuda = name in CUDA_FILES or name.endswith("_cuda.cu")
         if include == "cuda.h" or (include.startswith("cuda") and not speaks_cuda):
             found.append(f"{name}: {room} may not see {include}")
+        if head == "nvtx3" and name != "nvtx.cc":
+            found.append(f"{name}: {room} may not see {include}")
     return found
 
 
@@ -63,6 +65,8 @@ def test_the_include_rule_finds_a_planted_violation() -> None:
     assert include_violations("engine", "planted.cc", "#include <cuda_runtime_api.h>\n")
     assert include_violations("engine", "planted.cc", "#include <cuda.h>\n")
     assert include_violations("device", "device_cuda.cc", "#include <cuda.h>\n")  # the driver's
+    assert include_violations("engine", "timeline.cc", "#include <nvtx3/nvToolsExt.h>\n")
+    assert not include_violations("device", "nvtx.cc", "#include <nvtx3/nvToolsExt.h>\n")
     assert not include_violations("device", "device_cuda.cc", "#include <cuda_runtime_api.h>\n")
     assert not include_violations("engine", "fine.cc", '#include "cache/policy.h"\n')
 

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from small_store import SmallStore
 
-from sluice.timeline import Span, chrome_trace
+from sluice.errors import ConfigError
+from sluice.timeline import Span, chrome_trace, nvtx_wanted
 
 
 def complete_events(trace: dict) -> list[dict]:
@@ -49,3 +51,23 @@ def test_without_the_timeline_nothing_is_recorded(small: SmallStore, tmp_path: P
         session.experts_forward(0, *small.call(2))
         session.timeline(tmp_path / "run.json")
     assert complete_events(json.loads((tmp_path / "run.json").read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [(None, False), ("", False), ("0", False), ("1", True)]
+)
+def test_sluice_nvtx_is_one_or_nothing(
+    value: str | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLUICE_NVTX", raising=False)
+    if value is not None:
+        monkeypatch.setenv("SLUICE_NVTX", value)
+    assert nvtx_wanted() is wanted
+
+
+def test_another_sluice_nvtx_is_refused_when_a_session_opens(
+    small: SmallStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLUICE_NVTX", "yes")
+    with pytest.raises(ConfigError, match="SLUICE_NVTX: got 'yes', expected 1, or 0 or nothing"):
+        small.session(small.memory_store())

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "device/nvtx.h"
 
 namespace sluice {
 namespace {
@@ -102,6 +103,17 @@ TEST(CudaDevice, ABuildWithoutCudaRefusesItByName) {
   } catch (const DeviceError& error) {
     EXPECT_NE(std::string(error.what()).find("cuda:3"), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find("without CUDA"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Nvtx, ABuildWithoutCudaRefusesItByName) {
+  try {
+    (void)make_nvtx_ranges();
+    FAIL();
+  } catch (const ConfigError& error) {
+    EXPECT_NE(std::string(error.what()).find("SLUICE_NVTX: got 1 in a build without CUDA"),
+              std::string::npos)
+        << error.what();
   }
 }
 

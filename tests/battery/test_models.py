@@ -74,7 +74,8 @@ def test_output_is_the_same_in_every_combination_of_every_family(
             raise AssertionError(f"{_id(cell)}: {error}") from error
 
 
-def check_cell(bench: Bench, cell: Row) -> None:
+def check_cell(bench: Bench, cell: Row) -> torch.Tensor:
+    """Returns the prompt's logits on stock's routes."""
     dtype = cell["dtype"]
     if dtype not in bench.dtypes:
         COUNTS[f"cells in fp32 because stock itself has no {dtype} ({bench.built.name})"] += 1
@@ -104,6 +105,7 @@ def check_cell(bench: Bench, cell: Row) -> None:
     assert not (dtype == "fp32" and outcome.rerouted)
     if cell["backing"] in ("ram", "spilled"):
         assert_restored(bench, dtype)
+    return forced
 
 
 def _slots(model: nn.Module) -> int:

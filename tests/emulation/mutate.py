@@ -1,133 +1,59 @@
-"""Breaks kernels in small ways, one at a time, and lists what the tests did not notice.
+"""Breaks the kernels in small ways, one at a time, and lists what no test notices.
 
-Each mutant deletes a barrier, a fence or a wait, or nudges a constant, an index or a comparison. It
-is built and tested in a copy of the tree under build/mutants, so the tree stays as it is. The
-unchanged kernel comes first, as control: a test that fails by itself would kill every mutant.
+    python tests/emulation/mutate.py                       # every kernel: an hour or two
+    python tests/emulation/mutate.py kernels/route_cuda.cu --sample 50
 
-    python tests/emulation/mutate.py kernels/combine_cuda.cu --target combine_test_checked
+A mutant (mutants.py) is compiled into one kernel source of one flavour at a time, `fast` first, and
+that source's tests run until one fails. An object that equals the unchanged one needs no test. The
+unchanged kernels come first, as control: a test that fails by itself would kill every mutant.
+
+All happens in a copy of the tree, taken once, under build/mutants: a sweep that is stopped goes on
+where it was, `--fresh` copies the tree as it is now and forgets the verdicts. mutants.toml explains
+the survivors: one that it does not name fails, and so does a name that survives no longer.
 """
 
 import argparse
+import json
 import os
 import random
-import re
+import resource
+import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mutants import Mutant, mutants_of, mutated
 
 ROOT = Path(__file__).resolve().parents[2]
 COPY = ROOT / "build" / "mutants"
-
-# name, pattern, replacement. Deleted statements leave an empty one.
-RULES = [
-    ("no barrier", r"__syncthreads\(\);", ";"),
-    ("no warp barrier", r"__syncwarp\([^)]*\);", ";"),
-    ("no fence", r"__threadfence(_system)?\(\);", ";"),
-    ("no copy wait", r"(ptx::)?cp_async_wait<[^>]*>\(\);", ";"),
-    ("no commit", r"(ptx::)?cp_async_commit\(\);", ";"),
-    ("no dependency wait", r"(ptx::)?grid_dependency_wait\(\);", ";"),
-    ("< to <=", r" < (?=[\w(])", " <= "),
-    ("<= to <", r" <= ", " < "),
-    ("> to >=", r" > (?=[\w(])", " >= "),
-    (">= to >", r" >= ", " > "),
-    ("== to !=", r" == ", " != "),
-    ("!= to ==", r" != ", " == "),
-    ("&& to ||", r" && ", " || "),
-    ("|| to &&", r" \|\| ", " && "),
-    ("+ to -", r" \+ (?=[\w(])", " - "),
-    ("- to +", r" - (?=[\w(])", " + "),
-    ("+= to =", r" \+= ", " = "),
-    ("% left out", r" % [\w.]+", ""),
-    ("x to y", r"\.x\b", ".y"),
-    ("z to w", r"\.z\b", ".w"),
-    ("min to max", r"\bmin\(", "max("),
-    ("max to min", r"\bmax\(", "min("),
-    ("zero to one", r"(?<![\w.])0(?![\w.])", "1"),
-]
-INTEGER = re.compile(r"(?<![\w.])(?:[2-9]|[1-9]\d+)(?![\w.])")
-# Declarations, comments and what no thread runs.
-SKIPPED = re.compile(
-    r"^\s*(//|#|template|static_assert|namespace|using|case |\}|\*)|__launch_bounds__"
-)
+TREE, BUILD, VERDICTS = COPY / "tree", COPY / "build", COPY / "verdicts.jsonl"
+EXPLAINED = Path(__file__).with_name("mutants.toml")
+FLAVOURS = ("fast", "checked")
+# Which tests run a source's kernels, the quickest first.
+TESTS = {
+    "bandwidth": ("combine_test",),
+    "combine": ("combine_test", "layer_test"),
+    "route": ("route_test", "layer_test"),
+    "expert_gemv": ("expert_gemv_test", "layer_test"),
+    "expert_tiles": ("expert_tiles_test", "layer_test"),
+}
+HEADERS = ("kernels/elementwise.h",)  # of the kernels, beside every .cuh
 
 
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """One changed line of one file."""
-
-    file: Path
-    line: int
-    rule: str
-    text: str
-
-
-def mutants_of(file: Path) -> Iterator[Mutant]:
-    """Every place of every rule, line by line."""
-    lines = (ROOT / file).read_text().splitlines()
-    for number, line in enumerate(lines, 1):
-        code = line.split("//")[0].rstrip()
-        if not code or SKIPPED.search(code):
-            continue
-        for name, pattern, replacement in RULES:
-            for match in re.finditer(pattern, code):
-                text = code[: match.start()] + match.expand(replacement) + code[match.end() :]
-                yield Mutant(file, number, name, text)
-        for match in INTEGER.finditer(code):
-            halved = str(int(match[0]) // 2)
-            text = code[: match.start()] + halved + code[match.end() :]
-            yield Mutant(file, number, f"{match[0]} to {halved}", text)
-
-
-def copy_tree() -> None:
-    """The files of the working tree, committed or not, where they differ from the copy's."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    for name in filter(None, listed.split("\0")):
-        source, target = ROOT / name, COPY / "tree" / name
-        if not source.is_file():
-            continue
-        if target.is_file() and target.read_bytes() == source.read_bytes():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-
-
-def run(command: list[str], timeout: float | None = None) -> int | None:
-    """Its exit status, None when it ran too long. What it says goes to build/mutants/log."""
-    with (COPY / "log").open("a") as log:
-        log.write(f"$ {' '.join(command)}\n")
-        log.flush()
-        try:
-            return subprocess.run(command, stdout=log, stderr=log, timeout=timeout).returncode
-        except subprocess.TimeoutExpired:
-            return None
-
-
-def build(targets: list[str], jobs: int) -> bool:
-    """Whether it compiles."""
-    return run(["cmake", "--build", str(COPY / "build"), f"-j{jobs}", "--target", *targets]) == 0
-
-
-def configure() -> None:
-    options = ("-DSLUICE_TESTS=ON", "-DSLUICE_PYTHON=OFF", "-DSLUICE_CUDA=OFF")
-    command = [
-        "cmake",
-        "-G",
-        "Ninja",
-        "-S",
-        str(COPY / "tree"),
-        "-B",
-        str(COPY / "build"),
-        *options,
-    ]
-    if run(command) != 0:
-        sys.exit(f"mutate: cmake failed, see {COPY / 'log'}")
+def tests_of(source: str) -> tuple[str, ...]:
+    stem = Path(source).stem
+    return next(tests for prefix, tests in TESTS.items() if stem.startswith(prefix))
 
 
 def say(text: str) -> None:
@@ -135,59 +61,300 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def call(command: str | list[str]) -> bool:
+    """Whether it succeeds, in the build folder. What it says goes to build/mutants/log."""
+    with (COPY / "log").open("a") as log:
+        shell = isinstance(command, str)
+        return not subprocess.run(
+            command, cwd=BUILD, shell=shell, stdout=log, stderr=log
+        ).returncode
+
+
+def copy_tree() -> None:
+    """The working tree, committed or not. Files of the same bytes keep their time, for ninja."""
+    VERDICTS.unlink(missing_ok=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    names = {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
+    for old in [path for path in TREE.rglob("*") if path.is_file()]:
+        if str(old.relative_to(TREE)) not in names:
+            old.unlink()
+    for name in names:
+        source, target = ROOT / name, TREE / name
+        if not target.is_file() or target.read_bytes() != source.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+def build(jobs: int) -> None:
+    """The unchanged tests."""
+    BUILD.mkdir(exist_ok=True)
+    names = sorted(
+        {f"{t}_{flavour}" for tests in TESTS.values() for t in tests for flavour in FLAVOURS}
+    )
+    options = ("-DSLUICE_TESTS=ON", "-DSLUICE_PYTHON=OFF", "-DSLUICE_CUDA=OFF")
+    if not call(["cmake", "-G", "Ninja", "-S", str(TREE), "-B", str(BUILD), *options]):
+        sys.exit(f"mutate: cmake failed, see {COPY / 'log'}")
+    if not call(["cmake", "--build", str(BUILD), f"-j{jobs}", "--target", *names]):
+        sys.exit(f"mutate: the unchanged tree does not build, see {COPY / 'log'}")
+
+
+def ninja(*arguments: str) -> str:
+    command = ["ninja", "-C", str(BUILD), "--quiet", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A kernel source in a flavour: how it is compiled, and what it is compiled of."""
+
+    source: str  # relative to the root
+    flavour: str
+    command: str
+    object_bytes: int
+    reads: frozenset[str]  # files under kernels/
+
+
+def find_units() -> list[Unit]:
+    units: list[Unit] = []
+    for entry in json.loads((BUILD / "compile_commands.json").read_text()):
+        for flavour in FLAVOURS:
+            if f"sluice_tier_kernels_{flavour}.dir" not in entry["output"]:
+                continue
+            listed = ninja("-t", "deps", os.path.relpath(entry["output"], BUILD)).splitlines()[1:]
+            read = {os.path.relpath(name.strip(), TREE) for name in listed if name.strip()}
+            kernels = frozenset(name for name in read if name.startswith("kernels/"))
+            source = os.path.relpath(entry["file"], TREE)
+            size = Path(entry["output"]).stat().st_size
+            units.append(Unit(source, flavour, entry["command"], size, kernels))
+    # The fast flavour kills most, and quicker; and what is small is compiled soon.
+    return sorted(units, key=lambda u: (FLAVOURS.index(u.flavour), u.object_bytes))
+
+
+@dataclass
+class Case:
+    """One test of one executable, and the seconds of CPU it takes on the unchanged kernels."""
+
+    test: str
+    name: str
+    seconds: float
+
+
+class Tests:
+    """The cases of every test in every flavour; those that killed last come first."""
+
+    def __init__(self) -> None:
+        self._cases: dict[tuple[str, str], list[Case]] = {}
+        self._lock = threading.Lock()
+
+    def cases(self, flavour: str, test: str) -> list[Case]:
+        with self._lock:
+            return list(self._cases[flavour, test])
+
+    def run_control(self) -> None:
+        for flavour in FLAVOURS:
+            for test in sorted({t for tests in TESTS.values() for t in tests}):
+                executable = next(BUILD.glob(f"tests/**/{test}_{flavour}"))
+                found: list[Case] = []
+                listed = subprocess.run(
+                    [executable, "--gtest_list_tests"], capture_output=True, text=True, check=True
+                )
+                suite = ""
+                for line in listed.stdout.splitlines():
+                    if not line.startswith(" "):
+                        suite = line
+                        continue
+                    name = suite + line.split("#")[0].strip()
+                    passed, seconds = run_case(executable, name, None)
+                    if not passed:
+                        sys.exit(f"mutate: the control fails: {name} ({flavour}); mend it first")
+                    found.append(Case(test, name, seconds))
+                self._cases[flavour, test] = sorted(found, key=lambda c: c.seconds)
+
+    def killed_by(self, flavour: str, case: Case) -> None:
+        with self._lock:
+            cases = self._cases[flavour, case.test]
+            cases.remove(case)
+            cases.insert(0, case)
+
+
+def run_case(executable: Path, name: str, cpu_seconds: float | None) -> tuple[bool, float]:
+    """Whether it passes, within so many seconds of CPU, and how many it took."""
+
+    def limit() -> None:
+        if cpu_seconds is not None:
+            seconds = int(cpu_seconds) + 1
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    command = [str(executable), f"--gtest_filter={name}", "--gtest_fail_fast"]
+    with (COPY / "log").open("a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=limit)
+        # Waiting forever takes no CPU; this is far above what a busy machine makes of the limit.
+        timer = threading.Timer(60 + 20 * (cpu_seconds or 600), process.kill)
+        timer.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        timer.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode == 0, usage.ru_utime + usage.ru_stime
+
+
+class Worker:
+    """Tries mutants, in a folder of its own that shadows the tree's kernels."""
+
+    def __init__(self, number: int, units: list[Unit], tests: Tests) -> None:
+        self._shadow = COPY / f"shadow-{number}"
+        self._units = units
+        self._tests = tests
+        self._controls: dict[Unit, bytes] = {}
+        shutil.rmtree(self._shadow, ignore_errors=True)
+        shutil.copytree(TREE / "kernels", self._shadow / "kernels")
+
+    def try_one(self, mutant: Mutant) -> dict[str, str]:
+        """Its verdict: killed (by what), survived, same code or does not compile."""
+        units = [u for u in self._units if mutant.file in u.reads]
+        for unit in units:
+            if unit not in self._controls:
+                self._controls[unit] = self._compile(unit) or sys.exit(
+                    f"mutate: {unit.source} does not compile"
+                )
+        target = self._shadow / mutant.file
+        original = target.read_text()
+        target.write_text(mutated(original, mutant))
+        try:
+            return self._verdict(units)
+        finally:
+            target.write_text(original)
+
+    def _verdict(self, units: list[Unit]) -> dict[str, str]:
+        changed = False
+        for unit in units:
+            code = self._compile(unit)
+            if code is None:
+                return {"verdict": "does not compile"}
+            if code == self._controls[unit]:
+                continue
+            changed = True
+            for test in tests_of(unit.source):
+                executable = self._link(unit, test)
+                for case in self._tests.cases(unit.flavour, test):
+                    passed, _ = run_case(executable, case.name, 5 + 5 * case.seconds)
+                    if not passed:
+                        self._tests.killed_by(unit.flavour, case)
+                        return {"verdict": "killed", "by": f"{case.name} ({unit.flavour})"}
+        return {"verdict": "survived" if changed else "same code"}
+
+    def _compile(self, unit: Unit) -> bytes | None:
+        """The object of the source as it is in the shadow, and None where it does not compile."""
+        compiler, _, rest = unit.command.partition(" ")
+        arguments = shlex.split(rest)
+        arguments[arguments.index("-o") + 1] = str(self._object)
+        arguments[arguments.index("-c") + 1] = str(self._shadow / unit.source)
+        # Without lines and folders an object depends on the code alone.
+        options = [f"-I{self._shadow}", *arguments, "-g0", f"-ffile-prefix-map={self._shadow}/=/"]
+        if not call([compiler, *options]):
+            return None
+        return self._object.read_bytes()
+
+    def _link(self, unit: Unit, test: str) -> Path:
+        """`test` with the shadow's object, which comes before the library that has the original."""
+        name = f"{test}_{unit.flavour}"
+        original = next(BUILD.glob(f"tests/**/{name}")).relative_to(BUILD)
+        command = ninja("-t", "commands", "-s", str(original)).strip().splitlines()[-1]
+        executable = self._shadow / name
+        linked = command.replace(f" -o {original} ", f" {self._object} -o {executable} ")
+        if linked == command or not call(linked):
+            sys.exit(f"mutate: {name} does not link, see {COPY / 'log'}")
+        return executable
+
+    @property
+    def _object(self) -> Path:
+        return self._shadow / "mutant.o"
+
+
+def explanations() -> dict[tuple[str, str], str]:
+    """(file, changed line) -> why no test can notice, or need not."""
+    groups = tomllib.loads(EXPLAINED.read_text()).get("survivors", [])
+    return {(group["file"], name): group["why"] for group in groups for name in group["mutants"]}
+
+
+def judge(files: list[str], tried: dict[Mutant, dict[str, str]], whole: bool) -> int:
+    """Prints what the sweep found; 1 where mutants.toml says something else."""
+    explained = explanations()
+    survivors = [m for m, result in tried.items() if result["verdict"] == "survived"]
+    surprises = [m for m in survivors if (m.file, m.name()) not in explained]
+    for mutant in surprises:
+        say(f"survives: {mutant.describe()}")
+    names = {(m.file, m.name()) for m in survivors}
+    stale = [key for key in explained if whole and key[0] in files and key not in names]
+    for file, name in stale:
+        say(f"{EXPLAINED.name} is stale: this is no mutant that survives: {file}: {name}")
+    counts = Counter(result["verdict"] for result in tried.values())
+    verdicts = ", ".join(f"{verdict}: {count}" for verdict, count in sorted(counts.items()))
+    say(f"{len(tried)} mutants; {verdicts}; unexplained: {len(surprises)}; stale: {len(stale)}")
+    return 1 if surprises or stale else 0
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, help="kernels, relative to the root")
-    parser.add_argument("--target", action="append", required=True, help="a test; may be repeated")
-    parser.add_argument("--filter", default="*", help="of GoogleTest")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", help="relative to the root; all kernels without")
     parser.add_argument("--sample", type=int, help="try this many, chosen by --seed")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--fresh", action="store_true", help="from the tree as it is now")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    targets: list[str] = arguments.target
 
     COPY.mkdir(parents=True, exist_ok=True)
-    copy_tree()
-    configure()
-
-    def survives(timeout: float | None) -> bool:
-        for target in targets:
-            executable = next((COPY / "build").glob(f"tests/**/{target}"))
-            if run([str(executable), f"--gtest_filter={arguments.filter}"], timeout) != 0:
-                return False
-        return True
-
-    if not build(targets, arguments.jobs):
-        sys.exit(f"mutate: the unchanged tree does not build, see {COPY / 'log'}")
-    start = time.monotonic()
-    if not survives(None):
-        sys.exit("mutate: the control fails: mend the tests on the unchanged kernels first")
-    timeout = 5 + 5 * (time.monotonic() - start)
-
-    mutants = [mutant for file in arguments.files for mutant in mutants_of(file)]
+    if arguments.fresh or not TREE.exists():
+        copy_tree()
+    build(arguments.jobs)
+    units = find_units()
+    kernels = sorted(
+        {u.source for u in units}
+        | {f for u in units for f in u.reads if f.endswith(".cuh")}
+        | set(HEADERS)
+    )
+    files: list[str] = arguments.files or kernels
+    for file in files:
+        if file not in kernels:
+            sys.exit(f"mutate: got {file}, expected one of {', '.join(kernels)}")
+    mutants = [m for file in files for m in mutants_of(file, (TREE / file).read_text())]
     if arguments.sample is not None and arguments.sample < len(mutants):
-        chosen = random.Random(arguments.seed).sample(range(len(mutants)), arguments.sample)
-        mutants = [mutants[i] for i in sorted(chosen)]
-    say(f"control passes in {(timeout - 5) / 5:.1f} s; {len(mutants)} mutants")
+        mutants = random.Random(arguments.seed).sample(mutants, arguments.sample)
 
-    killed, broken, survivors = 0, 0, list[Mutant]()
-    for mutant in mutants:
-        target = COPY / "tree" / mutant.file
-        original = (ROOT / mutant.file).read_text()
-        lines = original.splitlines()
-        lines[mutant.line - 1] = mutant.text
-        target.write_text("\n".join(lines) + "\n")
-        if not build(targets, arguments.jobs):
-            broken += 1
-        elif survives(timeout):
-            survivors.append(mutant)
-            place = f"{mutant.file}:{mutant.line}"
-            say(f"survives: {place} ({mutant.rule}): {mutant.text.strip()}")
-        else:
-            killed += 1
-        target.write_text(original)
-    say(f"killed {killed}, survived {len(survivors)}, did not compile {broken}")
-    return 1 if survivors else 0
+    tried: dict[Mutant, dict[str, str]] = {}
+    if VERDICTS.exists():
+        for line in VERDICTS.read_text().splitlines():
+            entry = json.loads(line)
+            tried[Mutant(**entry["mutant"])] = entry["result"]
+    left = [m for m in mutants if m not in tried]
+    if left:
+        tests = Tests()
+        tests.run_control()
+        say(f"the control passes; {len(left)} of {len(mutants)} mutants to try")
+        workers = [Worker(number, units, tests) for number in range(arguments.jobs)]
+        lock = threading.Lock()
+
+        def attempt(mutant: Mutant) -> None:
+            with lock:
+                worker = workers.pop()
+            result = worker.try_one(mutant)
+            with lock:
+                workers.append(worker)
+                tried[mutant] = result
+                with VERDICTS.open("a") as journal:
+                    journal.write(json.dumps({"mutant": asdict(mutant), "result": result}) + "\n")
+            if result["verdict"] == "survived":
+                say(f"survives: {mutant.describe()}")
+
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            for _ in pool.map(attempt, left):
+                pass
+    return judge(files, {m: tried[m] for m in mutants}, arguments.sample is None)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ _PLAIN = {"bound", "achieved", "constants", "h2d_bytes_per_s", "hand_off_s"}
 def beside_gpu(arm: Arm) -> bool:
     """Whether the arm's experts lie in memory apart from the host's."""
     session = getattr(arm.model, "sluice", None)
-    return session is not None and _core.has_host_tier(session.device)
+    return session is not None and _core.has_slots_apart(session.device)
 
 
 def probe() -> doctor.Constants:

@@ -37,7 +37,7 @@ class SluiceLayers(LayerArm):
             "policy": budget.get("policy", "decayed-lfu"),
             "io_threads": budget.get("io_threads", 4),
         }
-        if _core.has_host_tier(place()):
+        if _core.has_slots_apart(place()):
             settings["host_tier"] = budget.get("host_tier", "inclusive")
             settings["host_memory"] = budget.get("host_memory", "100%")
         options = OffloadOptions(**settings)

@@ -75,7 +75,7 @@ TEST_P(CudaFaults, ReachTheCallerAndLeaveNothing) {
   expect_nothing_left();
   for (const bool sticky : {false, true}) {
     int struck = 0;
-    for (int after = 0;; after += 1 + after / 8) {
+    for (int after = 0;; after += 1 + after / (kSanitized ? 4 : 8)) {
       SCOPED_TRACE("after " + std::to_string(after) + (sticky ? " calls, for good" : " calls"));
       const Schedule schedule{
           .order = simt::Order::kForward,

@@ -32,17 +32,30 @@ struct Schedule {
          std::to_string(schedule.seed) + (schedule.user_stream ? ", user's stream" : ", stream 0");
 }
 
-/// All orders × all policies, on both kinds of stream in turn.
+/// Sanitizers look at the host's code, take six times as long, and see no more of it where only the
+/// order of a kernel's threads is another: sweeps are thinner there, never narrower.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
+/// All orders × all policies, on both kinds of stream in turn; with a sanitizer every policy on
+/// both streams, in every order.
 [[nodiscard]] inline std::vector<Schedule> all_schedules(std::uint64_t seed = 1) {
+  constexpr simt::Order kOrders[] = {simt::Order::kForward, simt::Order::kReverse,
+                                     simt::Order::kRandom, simt::Order::kSkew};
+  constexpr fake::Policy kPolicies[] = {fake::Policy::kEager, fake::Policy::kLazy,
+                                        fake::Policy::kAhead, fake::Policy::kRandom};
   std::vector<Schedule> all;
-  for (const auto order :
-       {simt::Order::kForward, simt::Order::kReverse, simt::Order::kRandom, simt::Order::kSkew}) {
-    for (const auto policy :
-         {fake::Policy::kEager, fake::Policy::kLazy, fake::Policy::kAhead, fake::Policy::kRandom}) {
-      all.push_back({.order = order,
-                     .policy = policy,
-                     .seed = seed + all.size(),
-                     .user_stream = (all.size() + all.size() / 4) % 2 == 1});
+  for (std::size_t order = 0; order < 4; ++order) {
+    for (std::size_t policy = 0; policy < 4; ++policy) {
+      const std::size_t diagonal = (policy + 4 - order) % 4;
+      if (kSanitized && diagonal > 1) continue;
+      all.push_back({.order = kOrders[order],
+                     .policy = kPolicies[policy],
+                     .seed = seed + 4 * order + policy,
+                     .user_stream = diagonal % 2 == 1});
     }
   }
   return all;

@@ -86,7 +86,8 @@ emulated-models:
 	  SLUICE_NVTX_RECORDER=$(abspath $(wildcard build/cpp/tests/emulation/nvtx/*nvtx_recorder.so)) \
 	  python -m pytest -p emulation.plugin -p no:faulthandler tests/emulation -p no:cacheprovider && \
 	  SLUICE_EMULATED_CORE=$(call MODULE,fast) SLUICE_NO_OPS=1 PYTHONPATH=tests \
-	  python -m pytest -p emulation.plugin -p no:faulthandler tests/python -m emulated -p no:cacheprovider && \
+	  python -m pytest -p emulation.plugin -p no:faulthandler -m emulated \
+	  tests/python/test_session*.py tests/python/hf -p no:cacheprovider && \
 	  SLUICE_EMULATED_CORE=$(call MODULE,fast) SLUICE_GPU_TESTS=$(abspath build/cpp/tests/gpu/libsluice_gpu_tests.so) \
 	  SLUICE_NO_OPS=1 python -m pytest tests/gpu --ignore tests/gpu/test_battery.py -p no:cacheprovider
 

@@ -97,7 +97,6 @@ def test_a_disk_that_fills_while_spilling_or_packing_loses_nothing(
     assert out.splitlines() == ["True True", "True True", "True", "[]", "True", "True"]
 
 
-@pytest.mark.emulated
 def test_a_process_ends_with_a_session_open_and_reads_in_flight(
     saved: Callable[..., Path],
 ) -> None:
@@ -114,7 +113,6 @@ def test_a_process_ends_with_a_session_open_and_reads_in_flight(
     assert out.split() == ["leaving"]
 
 
-@pytest.mark.emulated
 def test_a_process_ends_with_a_spilled_model_open(saved: Callable[..., Path]) -> None:
     out = in_a_process(
         f"""

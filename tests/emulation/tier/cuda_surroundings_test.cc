@@ -63,13 +63,13 @@ TEST_F(CudaSurroundings, AModelOnAnotherDeviceThanTheCurrentOne) {
 
 TEST_F(CudaSurroundings, OwnThreadsDoNotTouchTheFirstDevice) {
   begin({}, {.num_devices = 2});
+  must(cudaSetDevice(1));
+  const int mine = fake::call_log().back().thread;  // nobody else is there yet
   {
     CudaRig rig(model, options(2), false, 4096, 1);
-    must(cudaSetDevice(1));
     const std::size_t mark = fake::num_calls();
     for (int i = 0; i < 4; ++i) (void)rig.forward(call(shape, i % 2));
     rig.engine().drain();
-    const int mine = fake::call_log().back().thread;
     const std::vector<fake::Call> log = fake::call_log();
     std::map<int, int> choices;  // by thread
     for (std::size_t i = mark; i < log.size(); ++i) {
@@ -77,8 +77,8 @@ TEST_F(CudaSurroundings, OwnThreadsDoNotTouchTheFirstDevice) {
     }
     EXPECT_EQ(choices[mine], 0) << "the caller's is the device";
     for (const auto& [thread, count] : choices) EXPECT_LE(count, 1) << "thread " << thread;
-    must(cudaSetDevice(0));
   }
+  must(cudaSetDevice(0));
   expect_nothing_left();
 }
 

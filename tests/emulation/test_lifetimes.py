@@ -164,6 +164,15 @@ def half_filled(folder: Path) -> Iterator[tuple[Session, SmallStore]]:
         yield session, first
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises also where a shell has started these tests behind it, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_the_host_tier_fills_and_pins_gives_everything_back(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), half_filled(tmp_path) as (session, _):
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -173,6 +182,7 @@ def test_ctrl_c_while_the_host_tier_fills_and_pins_gives_everything_back(tmp_pat
     assert session.host_tier().capacity_bytes == 0
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_that_is_caught_leaves_the_host_tier_filling(tmp_path: Path) -> None:
     with half_filled(tmp_path) as (session, first):
         with pytest.raises(KeyboardInterrupt):

@@ -26,6 +26,7 @@ store = small.pack(Path(sys.argv[1]))
 slow = small.pack(Path(sys.argv[1]), read_rate=2_000_000)  # 12 MB of experts: six seconds
 with small.session(slow, "100%") as session:
     call = small.call(64)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have ignored it
     threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
         session.experts_forward(0, *call)

@@ -47,6 +47,7 @@ def test_ctrl_c_ends_a_generation_and_the_session_goes_on(saved: Callable[..., P
     out = in_a_process(
         """
         expected = run()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have ignored it
         threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         try:
             while True:

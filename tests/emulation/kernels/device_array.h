@@ -15,6 +15,7 @@
 #include "base/dtype.h"
 #include "base/stream.h"
 #include "tests/emulation/fake_cuda.h"
+#include "tests/emulation/sanitized.h"
 #include "tests/emulation/simt.h"
 
 namespace sluice::testing {
@@ -116,6 +117,14 @@ inline constexpr simt::Order kOrders[] = {simt::Order::kForward, simt::Order::kR
                                           simt::Order::kRandom, simt::Order::kSkew};
 inline constexpr fake::Policy kPolicies[] = {fake::Policy::kEager, fake::Policy::kLazy,
                                              fake::Policy::kAhead, fake::Policy::kRandom};
+
+/// The first `most` of the models of an mma's sum, or one with a sanitizer.
+[[nodiscard]] inline std::vector<simt::MmaModel> mma_models(std::size_t most = 3) {
+  std::vector<simt::MmaModel> models = {simt::MmaModel::kFp32InOrder, simt::MmaModel::kFp64PerEight,
+                                        simt::MmaModel::kFp64PerEightTruncated};
+  models.resize(kSanitized ? 1 : most);
+  return models;
+}
 
 /// The i-th of a sweep: every pair of order and policy comes up, every seed is another.
 [[nodiscard]] inline Schedule schedule(std::size_t i) {

@@ -212,8 +212,7 @@ TEST(ExpertTiles, AreExactOnTheRowsOfRealModels) {
 TEST(ExpertTiles, AreWithinRoundingOfFp64UnderEveryModelOfTheMma) {
   std::mt19937 random(23);
   std::size_t i = 0;
-  for (const simt::MmaModel model : {simt::MmaModel::kFp32InOrder, simt::MmaModel::kFp64PerEight,
-                                     simt::MmaModel::kFp64PerEightTruncated}) {
+  for (const simt::MmaModel model : mma_models()) {
     for (const Types types : kTypes) {
       Case c;
       c.problem = {.weights = types.weights,
@@ -336,7 +335,7 @@ TEST(ExpertTiles, CompactRowsScatterToTheirEntries) {
 
 TEST(ExpertTiles, BitsIgnoreTheWaveTheListAndTheTokensBeside) {
   std::mt19937 random(26);
-  for (const simt::MmaModel model : {simt::MmaModel::kFp32InOrder, simt::MmaModel::kFp64PerEight}) {
+  for (const simt::MmaModel model : mma_models(2)) {
     for (const Types types : kTypes) {
       Schedule{.order = simt::Order::kRandom, .mma = model}.set_up();
       Case c;

@@ -14,6 +14,7 @@
 #include "engine/engine.h"
 #include "engine/model.h"
 #include "tests/emulation/fake_cuda.h"
+#include "tests/emulation/sanitized.h"
 #include "tests/emulation/simt.h"
 
 namespace sluice::testing {
@@ -31,14 +32,6 @@ struct Schedule {
          std::to_string(static_cast<int>(schedule.policy)) + ", seed " +
          std::to_string(schedule.seed) + (schedule.user_stream ? ", user's stream" : ", stream 0");
 }
-
-/// Sanitizers look at the host's code, take six times as long, and see no more of it where only the
-/// order of a kernel's threads is another: sweeps are thinner there, never narrower.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool kSanitized = true;
-#else
-inline constexpr bool kSanitized = false;
-#endif
 
 /// All orders × all policies, on both kinds of stream in turn; with a sanitizer every policy on
 /// both streams, in every order.

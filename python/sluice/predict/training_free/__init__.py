@@ -1,0 +1,1 @@
+"""Predictors that count, search or run the model's own gates; none descends a gradient."""

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from sluice import trace
+
 DATA = Path(__file__).parent / "data"
+# What scenarios name: a trace, and positions among its MoE layers. The names count the model's
+# layers, of which the first is dense.
+CUTS = {"dsv2lite_translation_l1_9_17_25": ("deepseek_v2_lite_translation", (0, 8, 16, 24))}
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,12 @@ class Routes:
 
 
 def recorded(name: str, first: int, last: int) -> Routes:
-    """Sequences `first` … `last` of `data/<name>.npz`."""
-    path = DATA / f"{name}.npz"
-    file = np.load(path)
-    spans = file["sequences"][first : last + 1]
-    sequences = [file["experts"][s : s + n].astype(np.int64) for s, n in spans]
+    """Sequences `first` … `last` of a cut."""
+    file, layers = CUTS[name]
+    path = DATA / f"{file}{trace.SUFFIX}"
+    loaded = trace.load(path)
+    experts = loaded.experts[:, list(layers)].astype(np.int64)
+    sequences = [experts[s.rows] for s in loaded.sequences[first : last + 1]]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Routes(sequences, f"recorded {name} sequences {first}-{last}", digest)
 

@@ -1,5 +1,21 @@
 """Routing traces: recorded, kept, imported, split."""
 
+from sluice.trace.engines import import_sglang, import_vllm
+from sluice.trace.files import SUFFIX, load, save
+from sluice.trace.imports import from_arrays, import_esft_folder
 from sluice.trace.trace import UNKNOWN, Trace, TraceSequence, concatenate, content_hash
 
-__all__ = ["UNKNOWN", "Trace", "TraceSequence", "concatenate", "content_hash"]
+__all__ = [
+    "SUFFIX",
+    "UNKNOWN",
+    "Trace",
+    "TraceSequence",
+    "concatenate",
+    "content_hash",
+    "from_arrays",
+    "import_esft_folder",
+    "import_sglang",
+    "import_vllm",
+    "load",
+    "save",
+]

@@ -1,0 +1,1 @@
+"""Traces: kept, imported, split, recorded."""

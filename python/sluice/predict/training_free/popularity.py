@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sluice.errors import CheckpointError, ConfigError
 from sluice.predict.arrays import multi_hot, names_as_array, names_of_array, take
 from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.offline import Horizon, known_layers
+from sluice.predict.training_free.counting import check_rates
+from sluice.predict.training_free.decayed import check_positive
 from sluice.trace import Trace
 
 Array = NDArray[Any]
@@ -32,8 +33,7 @@ class PopularitySettings:
     prior_tokens: float = 32.0
 
     def __post_init__(self) -> None:
-        if self.prior_tokens <= 0:
-            raise ConfigError(f"prior_tokens: got {self.prior_tokens}, expected more than 0")
+        check_positive(prior_tokens=self.prior_tokens)
 
 
 class Popularity(BasePredictor[PopularitySettings]):
@@ -68,10 +68,8 @@ class Popularity(BasePredictor[PopularitySettings]):
         assert self.shape is not None
         tasks = names_of_array(arrays, "tasks")
         shape = (1 + len(tasks), self.shape.num_layers, self.shape.num_experts)
-        rates = take(arrays, "rates", shape)
-        if rates.min() < 0 or rates.max() > 1:
-            raise CheckpointError("popularity: got rates outside of 0 to 1")
-        self._rates, self._tasks = rates, {task: i + 1 for i, task in enumerate(tasks)}
+        self._rates = check_rates("rates", take(arrays, "rates", shape))
+        self._tasks = {task: i + 1 for i, task in enumerate(tasks)}
 
     def _fit(
         self, trace: Trace, choose: Trace | None, seed: int, progress: Progress

@@ -1,0 +1,39 @@
+"""Every predictor of sluice that works on small traces, fitted: what the battery runs over.
+
+A new predictor is added to `FITTED` and gets every test of `test_battery.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from predict.small_traces import random_trace
+from sluice.predict import BasePredictor, make
+
+FIT = {"sequences": (40, 30, 35, 25), "seed": 1}
+
+Case = tuple[str, Mapping[str, Any], Mapping[str, Any]]
+"""Name, settings, and what its traces are like."""
+
+CASES: dict[str, Case] = {
+    "popularity": ("popularity", {}, {}),
+    "popularity by task": ("popularity", {"by_task": True}, {}),
+    "previous-token": ("previous-token", {}, {}),
+    "decayed-frequency": ("decayed-frequency", {"half_life": 5.0}, {}),
+    "token-table": ("token-table", {}, {}),
+    "token-table adapting": ("token-table", {"adapt": True}, {}),
+}
+
+
+def fitted(case: str) -> tuple[Any, Callable[..., Any]]:
+    """The predictor, and `random_trace` with the case's shape."""
+    name, settings, like = CASES[case]
+    predictor = make(name, settings)
+    assert isinstance(predictor, BasePredictor)
+
+    def trace(seed: int, **more: Any) -> Any:
+        return random_trace(seed, **{**like, **more})
+
+    predictor.fit(trace(**FIT))
+    return predictor, trace

@@ -3,19 +3,24 @@
 from sluice.trace.engines import import_sglang, import_vllm
 from sluice.trace.files import SUFFIX, load, save
 from sluice.trace.imports import from_arrays, import_esft_folder
+from sluice.trace.split import Split, check_disjoint, leave_out, split_by_sequence
 from sluice.trace.trace import UNKNOWN, Trace, TraceSequence, concatenate, content_hash
 
 __all__ = [
     "SUFFIX",
     "UNKNOWN",
+    "Split",
     "Trace",
     "TraceSequence",
+    "check_disjoint",
     "concatenate",
     "content_hash",
     "from_arrays",
     "import_esft_folder",
     "import_sglang",
     "import_vllm",
+    "leave_out",
     "load",
     "save",
+    "split_by_sequence",
 ]

@@ -203,13 +203,13 @@ def _sglang_choices(
                 f"{label}: got routes from token {meta['routed_experts_start_len']} on, expected "
                 "all; ask with routed_experts_start_len = 0"
             )
-        flat = np.frombuffer(_decoded(label, meta["routed_experts"]), dtype="<i4")
-        if not flat.size or flat.size % (num_layers * top_k):
+        raw = _decoded(label, meta["routed_experts"])
+        if not raw or len(raw) % (4 * num_layers * top_k):
             raise ConfigError(
-                f"{label}: got {flat.size} expert ids, expected a multiple of {num_layers} layers "
-                f"x {top_k} experts"
+                f"{label}: got {len(raw)} bytes of routed_experts, expected a multiple of int32 x "
+                f"{num_layers} layers x {top_k} experts"
             )
-        experts = flat.reshape(-1, num_layers, top_k)
+        experts = np.frombuffer(raw, dtype="<i4").reshape(-1, num_layers, top_k)
         prompt = meta.get("prompt_tokens")
         if not isinstance(prompt, int):
             raise ConfigError(f"{label}: got prompt_tokens {prompt!r}, expected their number")

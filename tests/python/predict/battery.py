@@ -23,6 +23,11 @@ CASES: dict[str, Case] = {
     "decayed-frequency": ("decayed-frequency", {"half_life": 5.0}, {}),
     "token-table": ("token-table", {}, {}),
     "token-table adapting": ("token-table", {"adapt": True}, {}),
+    "path-table by sets": ("path-table", {}, {}),
+    "path-table by sets, few keys": ("path-table", {"max_keys": 20}, {}),
+    "path-table by pairs": ("path-table", {"keys": "pairs"}, {}),
+    "path-table by pairs adapting": ("path-table", {"keys": "pairs", "adapt": True}, {}),
+    "path-table of one layer": ("path-table", {}, {"layers": 1}),
 }
 
 

@@ -8,6 +8,7 @@ set(SLUICE_BINDINGS_SOURCES
     registry.cc
     session.cc
     session_state.cc
+    simulate.cc
     store.cc
     torch_bridge.cc
     views.cc)

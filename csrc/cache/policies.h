@@ -14,7 +14,14 @@ namespace sluice {
 
 /// The families behind `make_policy`, one file each.
 [[nodiscard]] std::unique_ptr<Policy> make_lru_policy(PolicyShape shape);
+[[nodiscard]] std::unique_ptr<Policy> make_fifo_policy(PolicyShape shape);
+[[nodiscard]] std::unique_ptr<Policy> make_lfu_policy(PolicyShape shape);
+[[nodiscard]] std::unique_ptr<Policy> make_lfru_policy(PolicyShape shape);
+[[nodiscard]] std::unique_ptr<Policy> make_least_stale_policy(PolicyShape shape);
+[[nodiscard]] std::unique_ptr<Policy> make_plec_policy(PolicyShape shape);
+[[nodiscard]] std::unique_ptr<Policy> make_s3_fifo_policy(PolicyShape shape);
 [[nodiscard]] std::unique_ptr<Policy> make_static_policy(PolicyShape shape);
+[[nodiscard]] std::unique_ptr<Policy> make_forecast_policy(PolicyShape shape);
 /// `half_life`: steps after which a use counts half.
 [[nodiscard]] std::unique_ptr<Policy> make_decayed_lfu_policy(PolicyShape shape, double half_life);
 
@@ -33,7 +40,16 @@ class PerExpert {
                 initial) {}
 
   /// Errors: InternalError when the expert lies outside of the shape.
-  [[nodiscard]] T& operator[](ExpertKey key) {
+  [[nodiscard]] T& operator[](ExpertKey key) { return values_[position(key)]; }
+  [[nodiscard]] const T& operator[](ExpertKey key) const { return values_[position(key)]; }
+  /// Of one layer, by expert.
+  [[nodiscard]] std::span<T> layer(LayerIdx layer) {
+    return std::span(values_).subspan(position({layer, ExpertIdx{0}}),
+                                      static_cast<std::size_t>(shape_.max_experts));
+  }
+
+ private:
+  [[nodiscard]] std::size_t position(ExpertKey key) const {
     const std::int32_t layer = to_int(key.layer);
     const std::int32_t expert = to_int(key.expert);
     require<InternalError>(
@@ -42,11 +58,10 @@ class PerExpert {
                  std::to_string(shape_.num_layers) + " and experts below " +
                  std::to_string(shape_.max_experts);
         });
-    return values_[static_cast<std::size_t>(layer) * static_cast<std::size_t>(shape_.max_experts) +
-                   static_cast<std::size_t>(expert)];
+    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(shape_.max_experts) +
+           static_cast<std::size_t>(expert);
   }
 
- private:
   PolicyShape shape_;
   std::vector<T> values_;
 };

@@ -11,8 +11,26 @@ namespace {
 
 constexpr double kHalfLifeSteps = 16;
 constexpr std::string_view kDecayedLfu = "decayed-lfu";
-constexpr std::array<std::string_view, 5> kNames = {"decayed-lfu", "edge", "edge:printed", "lru",
-                                                    "static"};
+
+struct Family {
+  std::string_view name;
+  std::unique_ptr<Policy> (*make)(PolicyShape shape);
+};
+constexpr std::array kFamilies = {
+    Family{kDecayedLfu, [](PolicyShape s) { return make_decayed_lfu_policy(s, kHalfLifeSteps); }},
+    Family{"edge", [](PolicyShape s) { return make_edge_policy(s, EdgeFormula::kOurs); }},
+    Family{"edge:printed",
+           [](PolicyShape s) { return make_edge_policy(s, EdgeFormula::kPrinted); }},
+    Family{"fifo", &make_fifo_policy},
+    Family{"forecast", &make_forecast_policy},
+    Family{"least-stale", &make_least_stale_policy},
+    Family{"lfru", &make_lfru_policy},
+    Family{"lfu", &make_lfu_policy},
+    Family{"lru", &make_lru_policy},
+    Family{"plec", &make_plec_policy},
+    Family{"s3-fifo", &make_s3_fifo_policy},
+    Family{"static", &make_static_policy},
+};
 
 double parse_half_life(std::string_view name, std::string_view digits) {
   double steps = 0;
@@ -30,24 +48,26 @@ double parse_half_life(std::string_view name, std::string_view digits) {
 }  // namespace
 
 std::unique_ptr<Policy> make_policy(std::string_view name, PolicyShape shape) {
-  require<ConfigError>(shape.num_layers > 0 && shape.max_experts > 0, [&] {
+  require<ConfigError>(shape.num_layers > 0 && shape.max_experts > 0 && shape.num_slots > 0, [&] {
     return "policy: got a model of " + std::to_string(shape.num_layers) + " layers with " +
-           std::to_string(shape.max_experts) + " experts, expected at least one of each";
+           std::to_string(shape.max_experts) + " experts and " + std::to_string(shape.num_slots) +
+           " slots, expected at least one of each";
   });
-  if (name == "lru") return make_lru_policy(shape);
-  if (name == "static") return make_static_policy(shape);
-  if (name == "edge") return make_edge_policy(shape, EdgeFormula::kOurs);
-  if (name == "edge:printed") return make_edge_policy(shape, EdgeFormula::kPrinted);
-  if (name == kDecayedLfu) return make_decayed_lfu_policy(shape, kHalfLifeSteps);
+  for (const Family& family : kFamilies) {
+    if (name == family.name) return family.make(shape);
+  }
   if (name.starts_with(kDecayedLfu) && name[kDecayedLfu.size()] == ':')
     return make_decayed_lfu_policy(shape,
                                    parse_half_life(name, name.substr(kDecayedLfu.size() + 1)));
   std::string known;
-  for (const std::string_view each : kNames)
-    known += (known.empty() ? "" : ", ") + std::string(each);
+  for (const std::string& each : policy_names()) known += (known.empty() ? "" : ", ") + each;
   throw ConfigError("policy: got \"" + std::string(name) + "\", expected one of " + known);
 }
 
-std::vector<std::string> policy_names() { return {kNames.begin(), kNames.end()}; }
+std::vector<std::string> policy_names() {
+  std::vector<std::string> names;
+  for (const Family& family : kFamilies) names.emplace_back(family.name);
+  return names;
+}
 
 }  // namespace sluice

@@ -18,8 +18,7 @@ class EdgePolicy final : public Policy {
     for (const ExpertIdx expert : event.experts) ++uses_[{event.layer, expert}];
   }
 
-  [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates,
-                                   ExpertKey /*incoming*/) override {
+  [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates) override {
     return least_kept(candidates, [&](ExpertKey key) { return keep_score(key, uses_[key]); });
   }
 

@@ -21,8 +21,7 @@ class LruPolicy final : public Policy {
     if (touch < event_begin_ || touch == 0) touch = ++clock_;
   }
 
-  [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates,
-                                   ExpertKey /*incoming*/) override {
+  [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates) override {
     return least_kept(candidates, [&](ExpertKey key) { return last_touch_[key]; });
   }
 

@@ -14,8 +14,7 @@ class StaticPolicy final : public Policy {
   void on_event(const CacheEvent& /*event*/) override {}
   void on_load(ExpertKey key) override { arrival_[key] = ++clock_; }
 
-  [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates,
-                                   ExpertKey /*incoming*/) override {
+  [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates) override {
     return least_kept(candidates,
                       [&](ExpertKey key) { return -static_cast<std::int64_t>(arrival_[key]); });
   }

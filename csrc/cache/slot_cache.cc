@@ -97,24 +97,33 @@ std::variant<SlotIdx, Refusal> SlotCache::choose_slot_locked(ExpertKey key, Purp
   for (std::int32_t i = first; i < last; ++i) {
     const SlotView& slot = slot_locked(SlotIdx{i});
     if (slot.state == SlotState::kEmpty) return SlotIdx{i};
-#if defined(SLUICE_PLANT_I7)
-    if (slot.state == SlotState::kReady)
-#else
-    if (slot.state == SlotState::kReady && slot.leases == 0)
-#endif
-      candidates_.push_back({.slot = SlotIdx{i}, .key = slot.key});
+    consider_locked(SlotIdx{i});
   }
   if (candidates_.empty()) return Refusal::kLeased;
+  const Candidate victim = choose_victim_locked();
+  if (purpose == Purpose::kHint && !policy_->admits_hint(key, victim.key))
+    return Refusal::kDeclined;
+  return victim.slot;
+}
+
+void SlotCache::consider_locked(SlotIdx slot) {
+  const SlotView& view = slot_locked(slot);
+#if defined(SLUICE_PLANT_I7)
+  if (view.state == SlotState::kReady)
+#else
+  if (view.state == SlotState::kReady && view.leases == 0)
+#endif
+    candidates_.push_back({.slot = slot, .key = view.key});
+}
+
+Candidate SlotCache::choose_victim_locked() {
   const std::size_t num_candidates = candidates_.size();
-  const std::size_t choice = policy_->victim(candidates_, key);
+  const std::size_t choice = policy_->victim(candidates_);
   require<InternalError>(choice < num_candidates, [&] {
     return "policy: got victim " + std::to_string(choice) + ", expected one of " +
            std::to_string(num_candidates) + " candidates";
   });
-  const Candidate& victim = candidates_[choice];
-  if (purpose == Purpose::kHint && !policy_->admits_hint(key, victim.key))
-    return Refusal::kDeclined;
-  return victim.slot;
+  return candidates_[choice];
 }
 
 void SlotCache::finish_load(ExpertKey key) {
@@ -137,6 +146,24 @@ void SlotCache::fail_load(ExpertKey key) {
 void SlotCache::touch(const CacheEvent& event) {
   MutexLock lock(mu_);
   policy_->on_event(event);
+}
+
+void SlotCache::publish(const ForecastRows& rows) {
+  MutexLock lock(mu_);
+  policy_->on_forecast(rows);
+}
+
+std::int32_t SlotCache::trim(std::int32_t num_kept) {
+  MutexLock lock(mu_);
+  std::int32_t evicted = 0;
+  while (static_cast<std::int64_t>(slot_of_.size()) > num_kept) {
+    candidates_.clear();
+    for (std::int32_t i = 0; i < num_slots_; ++i) consider_locked(SlotIdx{i});
+    if (candidates_.empty()) break;
+    evict_locked(choose_victim_locked().slot);
+    ++evicted;
+  }
+  return evicted;
 }
 
 std::int32_t SlotCache::evict_all() {

@@ -81,6 +81,12 @@ class SlotCache {
   /// the event's own loads begin.
   void touch(const CacheEvent& event) EXCLUDES(mu_);
 
+  /// Tells the policy what a predictor expects.
+  void publish(const ForecastRows& rows) EXCLUDES(mu_);
+
+  /// Evicts as the policy chooses, idle experts alone, until at most `num_kept` slots are taken.
+  /// Returns how many left. Replay serves misses beside the cache and decides then who stays.
+  std::int32_t trim(std::int32_t num_kept) EXCLUDES(mu_);
   /// Empties every ready slot that is not leased; returns how many.
   std::int32_t evict_all() EXCLUDES(mu_);
 
@@ -104,6 +110,10 @@ class SlotCache {
   [[nodiscard]] std::variant<SlotIdx, Refusal> choose_slot_locked(ExpertKey key, Purpose purpose,
                                                                   std::optional<SlotIdx> pinned_to)
       REQUIRES(mu_);
+  /// Adds the slot to the choice if it may be evicted.
+  void consider_locked(SlotIdx slot) REQUIRES(mu_);
+  /// The policy's choice among the candidates, of which there is one at least.
+  [[nodiscard]] Candidate choose_victim_locked() REQUIRES(mu_);
   void evict_locked(SlotIdx slot) REQUIRES(mu_);
 
   std::int32_t num_slots_;

@@ -9,7 +9,7 @@ namespace sluice {
 namespace {
 
 PolicyShape shape_of(const ExpertStore& store) {
-  PolicyShape shape{.num_layers = store.num_layers(), .max_experts = 0};
+  PolicyShape shape{.num_layers = store.num_layers()};
   for (std::int32_t l = 0; l < shape.num_layers; ++l) {
     shape.max_experts = std::max(shape.max_experts, store.layer(LayerIdx{l}).num_experts);
   }
@@ -27,8 +27,9 @@ ExpertLoader::ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& dev
       timeline_(timeline),
       drive_(std::move(drive)),
       class_of_layer_(plan.class_of_layer) {
-  const PolicyShape shape = shape_of(*store_);
+  PolicyShape shape = shape_of(*store_);
   for (const SizeClass& size_class : plan.classes) {
+    shape.num_slots = size_class.num_slots;
     experts_of_class_.push_back(size_class.num_experts);
     pools_.push_back(size_class.num_slots == 0
                          ? nullptr

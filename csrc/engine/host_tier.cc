@@ -20,7 +20,7 @@ constexpr std::size_t kArenaBytes = std::size_t{1} << 30;
 HostTier::HostTier(const MemoryPlan& plan, const ExpertStore& store, std::string_view policy,
                    Device& device, Options options)
     : device_(device), options_(options), class_of_layer_(plan.class_of_layer) {
-  PolicyShape shape{.num_layers = store.num_layers(), .max_experts = 0};
+  PolicyShape shape{.num_layers = store.num_layers()};
   for (std::int32_t l = 0; l < store.num_layers(); ++l) {
     experts_of_layer_.push_back(store.layer(LayerIdx{l}).num_experts);
     slot_of_.emplace_back(static_cast<std::size_t>(experts_of_layer_.back()), kAbsent);
@@ -32,6 +32,7 @@ HostTier::HostTier(const MemoryPlan& plan, const ExpertStore& store, std::string
     if (size_class.num_slots == 0) continue;
     pool = std::make_unique<Pool>();
     pool->slot_bytes = size_class.slot_bytes;
+    shape.num_slots = size_class.num_slots;
     pool->cache = std::make_unique<SlotCache>(size_class.num_slots, make_policy(policy, shape));
     const auto within_cap = static_cast<std::int32_t>(std::min<std::uint64_t>(
         may_pin_bytes / size_class.slot_bytes, static_cast<std::uint64_t>(size_class.num_slots)));

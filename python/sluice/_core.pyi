@@ -43,6 +43,24 @@ def policy_names() -> list[str]: ...
 def check_policy(name: str) -> None:
     """ConfigError unless a session can have this policy."""
 
+def replay(
+    num_layers: int,
+    num_experts: int,
+    steps: Any,
+    layers: Any,
+    begins: Any,
+    experts: Any,
+    weights: Any | None,
+    slots: Sequence[int],
+    policy: Any,
+    bypass: bool,
+    unscored_events: int,
+    preloaded: Sequence[tuple[int, int]],
+    scores: Any | None,
+) -> dict[str, Any]:
+    """Replays routes through slot caches, event by event: per layer requests, hits, first_uses and
+    returns; events, waves, evictions."""
+
 def gate_names() -> list[str]: ...
 def fingerprint_files(paths: Sequence[str]) -> str: ...
 def file_identity(fd: int, path: str) -> str:

@@ -168,6 +168,19 @@ TEST(SlotCache, HoldsAtLeastOneSlot) {
   EXPECT_THROW(make_cache(-3), CapacityError);
 }
 
+TEST(SlotCache, TrimEvictsAsThePolicySaysAndNoLeasedExpert) {
+  SlotCache cache = make_cache(4);
+  for (int i = 0; i < 4; ++i) (void)load(cache, key(i));
+  std::optional<SlotLease> oldest = cache.find(key(0));
+  EXPECT_EQ(cache.trim(2), 2);
+  EXPECT_EQ(cache.state(key(0)), SlotState::kReady);
+  EXPECT_EQ(cache.state(key(3)), SlotState::kReady);
+  std::optional<SlotLease> newest = cache.find(key(3));
+  EXPECT_EQ(cache.trim(0), 0) << "all are leased";
+  newest->reset();
+  EXPECT_EQ(cache.trim(2), 0);
+}
+
 TEST(SlotCache, TouchingDecidesWhoLeaves) {
   SlotCache cache = make_cache(2);
   (void)load(cache, key(0));
@@ -180,8 +193,7 @@ TEST(SlotCache, TouchingDecidesWhoLeaves) {
 class OutOfRangePolicy final : public Policy {
  public:
   void on_event(const CacheEvent& /*event*/) override {}
-  [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates,
-                                   ExpertKey /*incoming*/) override {
+  [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates) override {
     return candidates.size();
   }
 };

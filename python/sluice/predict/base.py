@@ -18,7 +18,7 @@ from sluice.errors import ConfigError
 from sluice.predict.live import LiveRequests, Request
 from sluice.predict.offline import Horizon, drive, drive_keep_scores
 from sluice.predict.protocol import Guess, RoutingEvent, union_probability
-from sluice.trace import Trace
+from sluice.trace import Trace, content_hash
 
 Array = NDArray[Any]
 Settings = TypeVar("Settings")
@@ -138,8 +138,8 @@ class BasePredictor(Generic[Settings]):
         self.fitting = Fitting(
             model=trace.model,
             source=trace.source,
-            fit=tuple(s.content for s in trace.sequences),
-            choose=tuple(s.content for s in choose.sequences) if choose is not None else (),
+            fit=_contents(trace),
+            choose=() if choose is None else _contents(choose),
             tokens=trace.num_tokens,
             seed=seed,
             duration_s=time.perf_counter() - begin_s,
@@ -312,6 +312,15 @@ class BasePredictor(Generic[Settings]):
                 self.shape.num_layers, self.shape.top_k, self._begin, self._finish, self._leave
             )
         return self._live
+
+
+def _contents(trace: Trace) -> tuple[str, ...]:
+    """Content hashes of all sequences, those of a trace that was never saved made here."""
+    ids = trace.token_ids
+    return tuple(
+        s.content or content_hash(None if ids is None else ids[s.rows], trace.experts[s.rows])
+        for s in trace.sequences
+    )
 
 
 def _no_progress(done: int, total: int) -> None:

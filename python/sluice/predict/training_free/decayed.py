@@ -14,6 +14,11 @@ from sluice.trace import Trace
 Array = NDArray[Any]
 
 
+LIFT_HALF_LIFE = 16.0
+LIFT_PRIOR_TOKENS = 16.0
+"""Best of 16 to 1,024 and 4 to 64 tokens on the three DeepSeek traces; flat around them."""
+
+
 class DecayedCounts:
     """Uses of every expert in one sequence, halved every `half_life` tokens.
 
@@ -46,25 +51,40 @@ class DecayedCounts:
         weight32 = np.float32(weight)
         return (self.counts[layers] + weight32 * prior) / (self.tokens + weight32)
 
+    def lift(self, scores: Array, rates: Array, layers: slice = slice(None)) -> Array:
+        """Scores of a table, after what this sequence uses more or less than tokens at large.
 
-def blend_trace(prior: Array, weight: float, trace: Trace, half_life: float) -> Array:
-    """`blend` for every token of a trace, from the tokens before it in its sequence, in place.
+        The odds of an expert are multiplied by the root of its rate here over its rate at large.
+        A whole power counts twice what the table's key knows already (on the three DeepSeek traces
+        recall@6 one layer ahead is .535 with the root, .514 with the power, .512 with none).
+
+        Args:
+            scores: float32 `[layers, E]`.
+            rates: float32 `[layers, E]`, at large.
+            layers: Which ones of the sequence's.
+        """
+        usual = np.maximum(rates, np.float32(1e-6))
+        odds = np.sqrt(self.blend(usual, LIFT_PRIOR_TOKENS, layers) / usual)
+        return scores * odds / (1 + scores * (odds - 1))
+
+
+def lift_trace(scores: Array, rates: Array, trace: Trace) -> Array:
+    """`lift` for every token of a trace, by the tokens before it in its sequence, in place.
 
     Args:
-        prior: float32 `[N, S, E]`, overwritten.
-        weight: Of the prior, in tokens.
+        scores: float32 `[N, S, E]`, overwritten.
+        rates: float32 `[S, E]`, at large.
         trace: Whose sequences are followed.
-        half_life: In tokens.
 
     Returns:
-        `prior`.
+        `scores`.
     """
     for sequence in trace.sequences:
-        running = DecayedCounts(trace.num_layers, trace.num_experts, half_life)
+        running = DecayedCounts(trace.num_layers, trace.num_experts, LIFT_HALF_LIFE)
         for row in range(sequence.start, sequence.start + sequence.length):
-            prior[row] = running.blend(prior[row], weight)
+            scores[row] = running.lift(scores[row], rates)
             running.add(trace.experts[row])
-    return prior
+    return scores
 
 
 def check_positive(**values: float) -> None:

@@ -14,7 +14,7 @@ from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.offline import Horizon, known_layers
 from sluice.predict.training_free.counting import check_rates, expert_rates
-from sluice.predict.training_free.decayed import DecayedCounts, blend_trace, check_positive
+from sluice.predict.training_free.decayed import DecayedCounts, check_positive
 from sluice.trace import Trace
 
 Array = NDArray[Any]
@@ -49,9 +49,15 @@ class DecayedFrequency(BasePredictor[DecayedFrequencySettings]):
         """As the base says; the horizon changes nothing."""
         self.check(trace)
         known_layers(horizon, trace.num_layers)
-        shape = (trace.num_tokens, trace.num_layers, trace.num_experts)
-        prior = np.broadcast_to(self._prior(*shape[1:]), shape).copy()
-        return blend_trace(prior, self.settings.prior_tokens, trace, self.settings.half_life)
+        layers, experts = trace.num_layers, trace.num_experts
+        prior, weight = self._prior(layers, experts), self.settings.prior_tokens
+        found = np.empty((trace.num_tokens, layers, experts), np.float32)
+        for sequence in trace.sequences:
+            running = DecayedCounts(layers, experts, self.settings.half_life)
+            for row in range(sequence.start, sequence.start + sequence.length):
+                found[row] = running.blend(prior, weight)
+                running.add(trace.experts[row])
+        return found
 
     def forecast(self) -> Array | None:
         """Rates of all running requests, added up."""

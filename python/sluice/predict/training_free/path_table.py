@@ -19,7 +19,12 @@ from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.offline import Horizon, known_layers, previous_routes
 from sluice.predict.training_free.counting import check_rates, expert_rates
-from sluice.predict.training_free.decayed import DecayedCounts, blend_trace, check_positive
+from sluice.predict.training_free.decayed import (
+    LIFT_HALF_LIFE,
+    DecayedCounts,
+    check_positive,
+    lift_trace,
+)
 from sluice.predict.training_free.keyed import KeyedRates
 from sluice.trace import Trace
 
@@ -39,17 +44,13 @@ class PathTableSettings:
             experts a of the layer before. "auto": pairs from 32 experts on.
         back_off: Weight of what a rate backs off to, in occurrences.
         max_keys: Sets that are kept, of one and of two layers each; the rarest are dropped.
-        adapt: Blend what the running sequence used lately into the table's answer.
-        adapt_half_life: Tokens after which a use of the running sequence counts half.
-        adapt_prior: Weight of the table beside the sequence, in tokens.
+        adapt: Raise what the running sequence uses more than others do, and lower what it does not.
     """
 
     keys: str = "auto"
     back_off: float = 4.0
     max_keys: int = 65536
     adapt: bool = False
-    adapt_half_life: float = 64.0
-    adapt_prior: float = 16.0
 
     def __post_init__(self) -> None:
         if self.keys not in ("auto", "sets", "pairs"):
@@ -57,8 +58,6 @@ class PathTableSettings:
         check_positive(
             back_off=self.back_off,
             max_keys=self.max_keys,
-            adapt_half_life=self.adapt_half_life,
-            adapt_prior=self.adapt_prior,
         )
 
 
@@ -96,9 +95,7 @@ class PathTable(BasePredictor[PathTableSettings]):
                 for layer in range(1, trace.num_layers)
             ]
             found = np.stack(further, axis=1)
-        if self.settings.adapt:
-            blend_trace(found, self.settings.adapt_prior, trace, self.settings.adapt_half_life)
-        return found
+        return lift_trace(found, self._rates, trace) if self.settings.adapt else found
 
     def state(self) -> dict[str, Array]:
         """Rates `[S, E]`, pairs `[S, E, E]`, and keys with their rates where sets are keys."""
@@ -152,7 +149,7 @@ class PathTable(BasePredictor[PathTableSettings]):
         if self.settings.adapt:
             assert self.shape is not None
             layers, experts = self.shape.num_layers, self.shape.num_experts
-            request.memory = DecayedCounts(layers, experts, self.settings.adapt_half_life)
+            request.memory = DecayedCounts(layers, experts, LIFT_HALF_LIFE)
 
     def _predict(self, request: Request, first: int, stop: int) -> Array:
         assert self.shape is not None
@@ -166,7 +163,7 @@ class PathTable(BasePredictor[PathTableSettings]):
             found[layer] = _vote(found[layer - 1][None], self._pairs[layer], self._rates[layer])[0]
         if self.settings.adapt:
             span = slice(first, stop)
-            return request.memory.blend(found[span], self.settings.adapt_prior, span)
+            return request.memory.lift(found[span], self._rates[span], span)
         return found[first:]
 
     def _finish(self, request: Request) -> None:

@@ -15,7 +15,12 @@ from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.offline import Horizon, known_layers
 from sluice.predict.training_free.counting import check_rates, expert_rates
-from sluice.predict.training_free.decayed import DecayedCounts, blend_trace, check_positive
+from sluice.predict.training_free.decayed import (
+    LIFT_HALF_LIFE,
+    DecayedCounts,
+    check_positive,
+    lift_trace,
+)
 from sluice.trace import Trace
 
 Array = NDArray[Any]
@@ -28,23 +33,17 @@ class TokenTableSettings:
     Args:
         back_off: Weight of the rates of all tokens in a token's own, in occurrences.
         max_tokens: Token ids that are kept, the most frequent ones.
-        adapt: Blend what the running sequence used lately into the table's answer.
-        adapt_half_life: Tokens after which a use of the running sequence counts half.
-        adapt_prior: Weight of the table beside the sequence, in tokens.
+        adapt: Raise what the running sequence uses more than others do, and lower what it does not.
     """
 
     back_off: float = 4.0
     max_tokens: int = 16384
     adapt: bool = False
-    adapt_half_life: float = 64.0
-    adapt_prior: float = 16.0
 
     def __post_init__(self) -> None:
         check_positive(
             back_off=self.back_off,
             max_tokens=self.max_tokens,
-            adapt_half_life=self.adapt_half_life,
-            adapt_prior=self.adapt_prior,
         )
 
 
@@ -67,8 +66,8 @@ class TokenTable(BasePredictor[TokenTableSettings]):
         known_layers(horizon, trace.num_layers)
         ids = np.full(trace.num_tokens, -1) if trace.token_ids is None else trace.token_ids
         found = self._look_up(ids)
-        if self.settings.adapt:
-            blend_trace(found, self.settings.adapt_prior, trace, self.settings.adapt_half_life)
+        if self.settings.adapt and self._rates is not None:
+            lift_trace(found, self._rates, trace)
         return found
 
     def state(self) -> dict[str, Array]:
@@ -114,13 +113,12 @@ class TokenTable(BasePredictor[TokenTableSettings]):
         if self.settings.adapt:
             assert self.shape is not None
             layers, experts = self.shape.num_layers, self.shape.num_experts
-            request.memory = DecayedCounts(layers, experts, self.settings.adapt_half_life)
+            request.memory = DecayedCounts(layers, experts, LIFT_HALF_LIFE)
 
     def _predict(self, request: Request, first: int, stop: int) -> Array:
         found = self._look_up(np.array([request.token_id]))[0, first:stop]
-        if self.settings.adapt:
-            prior = self.settings.adapt_prior
-            return request.memory.blend(found, prior, slice(first, stop))
+        if self.settings.adapt and self._rates is not None:
+            return request.memory.lift(found, self._rates[first:stop], slice(first, stop))
         return found
 
     def _finish(self, request: Request) -> None:

@@ -1,0 +1,397 @@
+"""How well a predictor foresees experts, on sequences that it has not read.
+
+Definitions: recall@n = c_n / |T|, precision@n = c_n / n; exact set: c_k = |T|; at least half:
+c_k ≥ |T| / 2. B_acc (ExpertFlow, 2410.17954) is the recall of a batch's union; it says nothing
+without the size of the predicted set, so that size and the precision stand beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sluice.errors import ConfigError
+from sluice.predict import metrics
+from sluice.predict.arrays import multi_hot
+from sluice.predict.offline import Horizon, drive
+from sluice.predict.protocol import Predictor, union_probability
+from sluice.text import table
+from sluice.trace import Trace, check_disjoint
+
+Array = NDArray[Any]
+
+SET_SIZES = (1.0, 1.15, 1.25, 1.5, 1.75, 2.0)
+BATCHES = (1, 4, 16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """The first n experts by score.
+
+    Args:
+        n: How many are looked at.
+        recall: c_n / |T|, mean over tokens and layers.
+        precision: c_n / n, likewise.
+        interval: 95 % of recall, over resampled sequences.
+        task_mean: Mean of the tasks' recalls.
+        task_interval: 95 % of it, sequences resampled within tasks.
+        by_task: Recall of each task.
+        by_layer: Recall of each layer.
+    """
+
+    n: int
+    recall: float
+    precision: float
+    interval: tuple[float, float]
+    task_mean: float
+    task_interval: tuple[float, float]
+    by_task: dict[str, float]
+    by_layer: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bin:
+    """A tenth of predicted probability: `count` predictions, their mean, the share come true."""
+
+    count: int
+    predicted: float
+    observed: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Union:
+    """B_acc of one batch size and one size of the predicted set.
+
+    Args:
+        batch: Tokens of different sequences side by side.
+        set_size: Predicted over true experts; None: everything is predicted.
+        b_acc: Share of the union's experts predicted, mean over layers and steps.
+        precision: Share of the predicted that were used, likewise.
+        true_experts: Mean size of the union.
+    """
+
+    batch: int
+    set_size: float | None
+    b_acc: float
+    precision: float
+    true_experts: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HorizonResult:
+    """What one horizon reaches; layers before `first_layer` are left out of every figure.
+
+    Args:
+        horizon: "token", or layers ahead.
+        first_layer: The first layer that was scored.
+        depths: Recall and precision at n.
+        exact_set: Share of (token, layer) whose first |T| experts are T.
+        at_least_half: Share whose first |T| hold at least half of T.
+        calibration: Ten bins of probability.
+        calibration_error: |predicted - observed|, mean over predictions.
+        unions: B_acc.
+    """
+
+    horizon: Horizon
+    first_layer: int
+    depths: tuple[Depth, ...]
+    exact_set: float
+    at_least_half: float
+    calibration: tuple[Bin, ...]
+    calibration_error: float
+    unions: tuple[Union, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """All horizons of one predictor on one trace.
+
+    Args:
+        predictor: Its name.
+        source: Of the trace.
+        tokens: Scored.
+        sequences: Scored.
+        top_k: K of the trace.
+        num_experts: E.
+        results: One per horizon.
+    """
+
+    predictor: str
+    source: str
+    tokens: int
+    sequences: int
+    top_k: int
+    num_experts: int
+    results: tuple[HorizonResult, ...]
+
+    def of(self, horizon: Horizon) -> HorizonResult:
+        """The result of one horizon.
+
+        Raises:
+            ConfigError: It was not asked for.
+        """
+        for result in self.results:
+            if result.horizon == horizon:
+                return result
+        raise ConfigError(
+            f"evaluation: got horizon {horizon!r}, expected one of "
+            f"{[result.horizon for result in self.results]}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return dataclasses.asdict(self)
+
+    def to_text(self) -> str:
+        """Tables for people."""
+        lines = [
+            f"{self.predictor} on {self.source or 'a trace'}: {self.tokens} tokens of "
+            f"{self.sequences} sequences, top {self.top_k} of {self.num_experts}"
+        ]
+        for result in self.results:
+            lines += ["", *_text_of(result)]
+        return "\n".join(lines)
+
+
+def evaluate(
+    predictor: Predictor,
+    trace: Trace,
+    *,
+    horizons: Sequence[Horizon] = ("token", 1),
+    depths: Sequence[int] | None = None,
+    batches: Sequence[int] = BATCHES,
+    set_sizes: Sequence[float] = SET_SIZES,
+    first_layer: int = 0,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Scores a predictor on sequences that its fit has not read.
+
+    Args:
+        predictor: One of sluice's, or any object that speaks the protocol.
+        trace: What to score on, each sequence with its content hash.
+        horizons: "token", or layers ahead.
+        depths: The n of recall@n; None: k, k + 1, k + 3 and 2 k.
+        batches: Sizes for B_acc; those with more lanes than sequences are left out.
+        set_sizes: Of the predicted set for B_acc, over the true set.
+        first_layer: Layers before it are not scored (1: those that only the token before foresees).
+        resamples: Of the bootstrap over sequences.
+        seed: Of its draws.
+
+    Raises:
+        ConfigError: The predictor has read one of the sequences, or a setting is out of range.
+    """
+    _refuse_read(predictor, trace)
+    if trace.num_tokens == 0 or not 0 <= first_layer < trace.num_layers:
+        raise ConfigError(
+            f"evaluate: got {trace.num_tokens} tokens and first_layer {first_layer}, expected "
+            f"tokens and a layer of 0 to {trace.num_layers - 1}"
+        )
+    k = trace.top_k
+    wanted = tuple(depths) if depths is not None else (k, k + 1, k + 3, 2 * k)
+    ns = tuple(sorted({n for n in wanted if n <= trace.num_experts}))
+    if not ns or ns[0] < 1:
+        raise ConfigError(f"depths: got {wanted}, expected numbers of 1 to {trace.num_experts}")
+    results: list[HorizonResult] = []
+    for horizon in horizons:
+        scores = scores_of(predictor, trace, horizon)[:, first_layer:]
+        truth = multi_hot(trace.experts[:, first_layer:], trace.num_experts) > 0
+        results.append(
+            HorizonResult(
+                horizon=horizon,
+                first_layer=first_layer,
+                **_token_figures(trace, scores, truth, ns, resamples=resamples, seed=seed),
+                unions=tuple(_unions(trace, scores, truth, batches, tuple(set_sizes))),
+            )
+        )
+    return Evaluation(
+        predictor=predictor.name,
+        source=trace.source,
+        tokens=trace.num_tokens,
+        sequences=len(trace.sequences),
+        top_k=k,
+        num_experts=trace.num_experts,
+        results=tuple(results),
+    )
+
+
+def scores_of(predictor: Predictor, trace: Trace, horizon: Horizon) -> Array:
+    """`scores` of whatever predicts: its own where it has them, else the live protocol driven.
+
+    Returns:
+        float32 `[N, S, E]`.
+
+    Raises:
+        ConfigError: A predictor's own scores are of another shape, or no probabilities.
+    """
+    own: Any = getattr(predictor, "scores", None)
+    scores = drive(predictor, trace, horizon) if own is None else np.asarray(own(trace, horizon))
+    shape = (*trace.experts.shape[:2], trace.num_experts)
+    if scores.shape != shape:
+        raise ConfigError(
+            f"{predictor.name}: got scores of shape {list(scores.shape)}, expected {list(shape)}"
+        )
+    if scores.size and not (scores.min() >= 0 and scores.max() <= 1):
+        raise ConfigError(
+            f"{predictor.name}: got scores of {scores.min()} to {scores.max()}, expected "
+            "probabilities"
+        )
+    return scores
+
+
+def _refuse_read(predictor: Any, trace: Trace) -> None:
+    fitting = getattr(predictor, "fitting", None)
+    check_disjoint(() if fitting is None else fitting.read, trace, reader=predictor.name)
+
+
+def _token_figures(
+    trace: Trace, scores: Array, truth: Array, ns: tuple[int, ...], *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Everything that one token at a time says."""
+    layers, experts = truth.shape[1:]
+    k = trace.top_k
+    recalls, shares, flags, counts = [], [], [], []
+    calibration = np.zeros((metrics.BINS, 3))
+    for sequence in trace.sequences:
+        of, true = scores[sequence.rows].reshape(-1, experts), truth[sequence.rows]
+        true = true.reshape(-1, experts)
+        sizes = true.sum(-1)
+        hits = metrics.hits_at(of, true, (*ns, *range(1, k + 1)))
+        own = np.take_along_axis(hits[:, len(ns) :], np.maximum(sizes - 1, 0)[:, None], 1)[:, 0]
+        hits, some = hits[:, : len(ns)], np.maximum(sizes, 1)[:, None]
+        by_layer = (hits / some).reshape(-1, layers, len(ns))
+        recalls.append(by_layer.sum(0))  # [layers, n]
+        shares.append((hits / np.asarray(ns)).sum(0))
+        flags.append([(own == sizes).sum(), (2 * own >= sizes).sum()])
+        counts.append(sequence.length)
+        calibration += metrics.calibration_counts(of, true)
+    recall, tokens = np.stack(recalls), np.asarray(counts, np.float64)
+    events = tokens * layers
+    totals = recall.sum(1)  # [sequences, n]
+    tasks = list(trace.tasks)
+    owner = np.array([tasks.index(s.task) for s in trace.sequences])
+    low, high = metrics.bootstrap(totals, events, resamples=resamples, seed=seed)
+    task_low, task_high = metrics.bootstrap(
+        totals, events, resamples=resamples, seed=seed, groups=owner
+    )
+    found: list[Depth] = []
+    for i, n in enumerate(ns):
+        by_task = {
+            task: float(totals[owner == t, i].sum() / events[owner == t].sum())
+            for t, task in enumerate(tasks)
+        }
+        found.append(
+            Depth(
+                n=n,
+                recall=float(totals[:, i].sum() / events.sum()),
+                precision=float(np.stack(shares)[:, i].sum() / events.sum()),
+                interval=(float(low[i]), float(high[i])),
+                task_mean=float(np.mean([*by_task.values()])),
+                task_interval=(float(task_low[i]), float(task_high[i])),
+                by_task=by_task,
+                by_layer=tuple((recall[:, :, i].sum(0) / tokens.sum()).tolist()),
+            )
+        )
+    exact, half = np.sum(flags, axis=0) / events.sum()
+    count, predicted, observed = calibration.T
+    some = np.maximum(count, 1)
+    return {
+        "depths": tuple(found),
+        "exact_set": float(exact),
+        "at_least_half": float(half),
+        "calibration": tuple(
+            Bin(count=int(c), predicted=float(p), observed=float(o))
+            for c, p, o in zip(count, predicted / some, observed / some, strict=True)
+        ),
+        "calibration_error": float(np.abs(predicted - observed).sum() / count.sum()),
+    }
+
+
+def _unions(
+    trace: Trace, scores: Array, truth: Array, batches: Sequence[int], sizes: tuple[float, ...]
+) -> list[Union]:
+    """B_acc of every batch size that the trace has sequences for, by size of the set."""
+    found: list[Union] = []
+    experts = truth.shape[-1]
+    for batch in batches:
+        if batch > len(trace.sequences):
+            continue
+        rows = _batch_rows(trace, batch)  # [steps, batch]
+        hits, sets, actual = [], [], []
+        for step in rows:
+            joined = union_probability(scores[step])
+            true: Array = np.any(truth[step], axis=0)
+            hit, size = metrics.set_hits(joined, true, sizes)
+            hits.append(hit)
+            sets.append(size)
+            actual.append(true.sum(-1))
+        hit, size = np.concatenate(hits), np.maximum(np.concatenate(sets), 1)
+        used = np.maximum(np.concatenate(actual), 1)
+        recalls, precisions = (hit / used[:, None]).mean(0), (hit / size).mean(0)
+        rows_of = zip(sizes, recalls.tolist(), precisions.tolist(), strict=True)
+        everything = (None, 1.0, float((used / experts).mean()))
+        found += [
+            Union(
+                batch=batch,
+                set_size=multiple,
+                b_acc=recall,
+                precision=precision,
+                true_experts=float(used.mean()),
+            )
+            for multiple, recall, precision in [*rows_of, everything]
+        ]
+    return found
+
+
+def _batch_rows(trace: Trace, batch: int) -> Array:
+    """Rows of the trace that run together, until a lane is empty: int64 `[steps, batch]`."""
+    spans = [np.arange(s.start, s.start + s.length) for s in trace.sequences]
+    dealt = metrics.lanes([len(span) for span in spans], batch)
+    played = [np.concatenate([spans[i] for i in lane]) for lane in dealt]
+    steps = min(len(lane) for lane in played)
+    return np.stack([lane[:steps] for lane in played], axis=1)
+
+
+def _text_of(result: HorizonResult) -> list[str]:
+    ahead = (
+        "before layer 0 runs"
+        if result.horizon == "token"
+        else f"{result.horizon} layer{'s' if result.horizon != 1 else ''} ahead"
+    )
+    tasks = [*result.depths[0].by_task]
+    head = ["n", "recall", "95 %", "precision", "mean of tasks", *(task or "-" for task in tasks)]
+    rows = [
+        [
+            str(depth.n),
+            f"{depth.recall:.3f}",
+            f"{depth.interval[0]:.3f}-{depth.interval[1]:.3f}",
+            f"{depth.precision:.3f}",
+            f"{depth.task_mean:.3f}",
+            *(f"{depth.by_task[task]:.3f}" for task in tasks),
+        ]
+        for depth in result.depths
+    ]
+    first = f", layers {result.first_layer} on" if result.first_layer else ""
+    lines = [
+        f"{ahead}{first}: exact set {result.exact_set:.3f}, at least half "
+        f"{result.at_least_half:.3f}, calibration error {result.calibration_error:.4f}",
+        table(head, rows),
+    ]
+    if result.unions:
+        union_rows = [
+            [
+                str(union.batch),
+                "everything" if union.set_size is None else f"{union.set_size:.2f}",
+                f"{union.b_acc:.3f}",
+                f"{union.precision:.3f}",
+                f"{union.true_experts:.1f}",
+            ]
+            for union in result.unions
+        ]
+        lines += ["", table(["batch", "set / true", "B_acc", "precision", "true"], union_rows)]
+    return lines

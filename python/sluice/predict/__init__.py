@@ -2,16 +2,19 @@
 
 from sluice.predict.base import BasePredictor, Fitting, Shape
 from sluice.predict.card import load, save
+from sluice.predict.evaluation import Evaluation, evaluate
 from sluice.predict.protocol import Guess, Predictor, RoutingEvent, union_probability
 from sluice.predict.registry import make, names
 
 __all__ = [
     "BasePredictor",
+    "Evaluation",
     "Fitting",
     "Guess",
     "Predictor",
     "RoutingEvent",
     "Shape",
+    "evaluate",
     "load",
     "make",
     "names",

@@ -12,8 +12,8 @@ import pytest
 
 from predict.small_traces import random_trace
 from sluice.errors import ConfigError
-from sluice.predict import Guess, RoutingEvent, make, metrics
-from sluice.predict.evaluate import evaluate
+from sluice.predict import Guess, RoutingEvent, evaluate, make
+from sluice.predict.evaluation import metrics
 from sluice.trace import Trace, TraceSequence
 
 

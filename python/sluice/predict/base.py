@@ -187,7 +187,8 @@ class BasePredictor(Generic[Settings]):
         `sequences_apart`), token ids up to n, and of token n itself what `horizon` says.
 
         Args:
-            trace: Sequences in the order in which they run, one token a step.
+            trace: Sequences in the order in which they run, one token a step. Live requests may be
+                forgotten over it.
             horizon: "token": before layer 0 of the token runs. An int h ≥ 1: its routes (and
                 states) of layers ≤ s - h too, for layer s.
 

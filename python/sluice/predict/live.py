@@ -119,15 +119,15 @@ class LiveRequests:
         before = self.running
         self.running, self._steps, self.layer = [], {}, 0
         keys = np.asarray(requests)
-        for key in dict.fromkeys(keys.tolist()):
-            rows = np.flatnonzero(keys == key)
-            task = tasks[int(rows[0])] if len(tasks) > rows[0] else ""
-            self._start(int(key), task, len(rows), None if token_ids is None else token_ids[rows])
-        here = {request.key for request in self.running}
-        for request in before:
+        here = dict.fromkeys(keys.tolist())
+        for request in before:  # first, so that who comes knows what they taught
             if request.key not in here:
                 request.decoding = False
                 self._on_leave(request)
+        for key in here:
+            rows = np.flatnonzero(keys == key)
+            task = tasks[int(rows[0])] if len(tasks) > rows[0] else ""
+            self._start(int(key), task, len(rows), None if token_ids is None else token_ids[rows])
         while len(self._known) > max(MAX_REQUESTS, len(self.running)):
             self._known.popitem(last=False)
 

@@ -28,6 +28,9 @@ CASES: dict[str, Case] = {
     "path-table by pairs": ("path-table", {"keys": "pairs"}, {}),
     "path-table by pairs adapting": ("path-table", {"keys": "pairs", "adapt": True}, {}),
     "path-table of one layer": ("path-table", {}, {"layers": 1}),
+    "prompt-ema": ("prompt-ema", {"period": 1}, {}),
+    "prompt-ema layer by layer": ("prompt-ema", {"period": 2, "mode": "L"}, {}),
+    "prompt-ema when overlap falls": ("prompt-ema", {"period": "auto"}, {}),
 }
 
 

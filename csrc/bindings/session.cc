@@ -1,8 +1,10 @@
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cmath>
 #include <memory>
+#include <span>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -153,6 +155,14 @@ void give_hints(const SessionHandle& session,
   session.engine().hint(hints);
 }
 
+void publish_forecast(const SessionHandle& session, std::int32_t first_layer,
+                      const py::array_t<float, py::array::c_style>& scores,
+                      std::int64_t age_steps) {
+  const std::span<const float> rows(scores.data(), static_cast<std::size_t>(scores.size()));
+  const py::gil_scoped_release no_gil;
+  session.engine().publish(LayerIdx{first_layer}, rows, age_steps);
+}
+
 py::dict plan_of(std::uint64_t budget_bytes,
                  const std::vector<std::pair<std::size_t, std::int32_t>>& layers) {
   std::vector<LayerBytes> demands;
@@ -181,6 +191,9 @@ void bind_session(py::module_& m) {
            py::arg("policy"), py::arg("io_threads"), py::arg("timeline") = true,
            py::arg("nvtx") = false, py::arg("gates"))
       .def_property_readonly("handle", &SessionHandle::handle)
+      .def("forecast", &publish_forecast, py::arg("first_layer"), py::arg("scores"),
+           py::arg("age_steps") = 0,
+           "Keep-scores [layers, experts] float32 of whole layers, made so many steps ago.")
       .def("hint", &give_hints, py::arg("hints"),
            "(layer, expert, probability, seconds from now until worthless; inf: never).")
       .def(

@@ -11,9 +11,11 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/views.h"
 #include "cache/policy.h"
 #include "simulate/replay.h"
 #include "simulate/replay_policies.h"
+#include "simulate/timed_run.h"
 
 namespace sluice::bindings {
 namespace {
@@ -108,25 +110,48 @@ MakePolicy policy_maker(const py::object& policy, const Routes& routes) {
     return [routes](PolicyShape shape) { return make_belady_policy(routes, shape); };
   }
   if (name == "mrs") return &make_mrs_policy;
-  if (name == "scores") return &make_scores_policy;
   return [name](PolicyShape shape) { return make_policy(name, shape); };
 }
 
-py::dict replay_routes(std::int32_t num_layers, std::int32_t num_experts,
-                       const Array<std::int64_t>& steps, const Array<std::int32_t>& layers,
-                       const Array<std::int64_t>& begins, const Array<std::int32_t>& experts,
-                       const std::optional<Array<float>>& weights, std::vector<std::int32_t> slots,
+/// Routes as Python holds them, for as long as a call lasts.
+struct RouteArrays {
+  RouteArrays(std::int32_t layers_of_model, std::int32_t experts_of_layer,
+              Array<std::int64_t> event_steps, Array<std::int32_t> event_layers,
+              Array<std::int64_t> event_begins, Array<std::int32_t> event_experts,
+              std::optional<Array<float>> router_weights)
+      : num_layers(layers_of_model),
+        num_experts(experts_of_layer),
+        steps(std::move(event_steps)),
+        layers(std::move(event_layers)),
+        begins(std::move(event_begins)),
+        experts(std::move(event_experts)),
+        weights(std::move(router_weights)) {
+    routes().check();
+  }
+  [[nodiscard]] Routes routes() const {
+    return {.num_layers = num_layers,
+            .max_experts = num_experts,
+            .steps = view(steps),
+            .layers = view(layers),
+            .begins = view(begins),
+            .experts = view(experts),
+            .weights = view(weights)};
+  }
+
+  std::int32_t num_layers;
+  std::int32_t num_experts;
+  Array<std::int64_t> steps;
+  Array<std::int32_t> layers;
+  Array<std::int64_t> begins;
+  Array<std::int32_t> experts;
+  std::optional<Array<float>> weights;
+};
+
+py::dict replay_routes(const RouteArrays& arrays, std::vector<std::int32_t> slots,
                        const py::object& policy, bool bypass, std::int64_t unscored_events,
                        const std::vector<std::pair<std::int32_t, std::int32_t>>& preloaded,
                        const std::optional<Array<float>>& scores) {
-  const Routes routes{.num_layers = num_layers,
-                      .max_experts = num_experts,
-                      .steps = view(steps),
-                      .layers = view(layers),
-                      .begins = view(begins),
-                      .experts = view(experts),
-                      .weights = view(weights)};
-  routes.check();  // before a policy reads them
+  const Routes routes = arrays.routes();
   ReplaySettings settings{.slots = std::move(slots),
                           .bypass = bypass,
                           .unscored_events = unscored_events,
@@ -158,15 +183,66 @@ py::dict replay_routes(std::int32_t num_layers, std::int32_t num_experts,
   return out;
 }
 
+py::dict timed_run(const RouteArrays& arrays, std::uint64_t expert_bytes, std::uint64_t chunk_bytes,
+                   double bytes_per_second, double seconds_per_chunk, int depth,
+                   double dense_seconds, double expert_seconds, std::int32_t num_slots,
+                   std::string policy, const std::optional<Array<std::int64_t>>& guess_begins,
+                   const std::optional<Array<std::int32_t>>& guess_layers,
+                   const std::optional<Array<std::int32_t>>& guess_experts,
+                   const std::optional<Array<float>>& guess_probabilities,
+                   const std::optional<Array<std::int32_t>>& guess_steps,
+                   const std::optional<Array<float>>& scores) {
+  const TimedSettings settings{.expert_bytes = expert_bytes,
+                               .chunk_bytes = chunk_bytes,
+                               .link = {.bytes_per_second = bytes_per_second,
+                                        .seconds_per_chunk = seconds_per_chunk,
+                                        .depth = depth},
+                               .dense_seconds = dense_seconds,
+                               .expert_seconds = expert_seconds,
+                               .num_slots = num_slots,
+                               .policy = std::move(policy)};
+  const GuessTable guesses{.begins = view(guess_begins),
+                           .layers = view(guess_layers),
+                           .experts = view(guess_experts),
+                           .probabilities = view(guess_probabilities),
+                           .steps_ahead = view(guess_steps)};
+  TimedResult result;
+  {
+    const py::gil_scoped_release no_gil;
+    result = run_timed(arrays.routes(), settings, guesses, view(scores));
+  }
+  const auto column = [](const auto& values) {
+    return py::array(static_cast<py::ssize_t>(values.size()), values.data());
+  };
+  py::dict out;
+  out["stats"] = stats_view(result.stats);
+  out["step_ends_ns"] = column(result.step_ends);
+  out["demand_bytes"] = column(result.demand_bytes);
+  out["wasted_bytes"] = column(result.wasted_bytes);
+  return out;
+}
+
 }  // namespace
 
 void bind_simulate(py::module_& m) {
-  m.def("replay", &replay_routes, py::arg("num_layers"), py::arg("num_experts"), py::arg("steps"),
-        py::arg("layers"), py::arg("begins"), py::arg("experts"), py::arg("weights"),
-        py::arg("slots"), py::arg("policy"), py::arg("bypass"), py::arg("unscored_events"),
-        py::arg("preloaded"), py::arg("scores"),
+  py::class_<RouteArrays>(m, "Routes", "Events of a trace: visits of layers, by step.")
+      .def(py::init<std::int32_t, std::int32_t, Array<std::int64_t>, Array<std::int32_t>,
+                    Array<std::int64_t>, Array<std::int32_t>, std::optional<Array<float>>>(),
+           py::arg("num_layers"), py::arg("num_experts"), py::arg("steps"), py::arg("layers"),
+           py::arg("begins"), py::arg("experts"), py::arg("weights"));
+  m.def("replay", &replay_routes, py::arg("routes"), py::arg("slots"), py::arg("policy"),
+        py::arg("bypass"), py::arg("unscored_events"), py::arg("preloaded"), py::arg("scores"),
         "Replays routes through slot caches, event by event: per layer requests, hits, first_uses "
         "and returns; events, waves, evictions.");
+  m.def("run_timed", &timed_run, py::arg("routes"), py::kw_only(), py::arg("expert_bytes"),
+        py::arg("chunk_bytes"), py::arg("bytes_per_second"), py::arg("seconds_per_chunk"),
+        py::arg("depth"), py::arg("dense_seconds"), py::arg("expert_seconds"), py::arg("num_slots"),
+        py::arg("policy"), py::arg("guess_begins") = py::none(),
+        py::arg("guess_layers") = py::none(), py::arg("guess_experts") = py::none(),
+        py::arg("guess_probabilities") = py::none(), py::arg("guess_steps") = py::none(),
+        py::arg("scores") = py::none(),
+        "Runs routes through a session's engine on a virtual clock: stats, step_ends_ns, and per "
+        "event the sums demand_bytes and wasted_bytes.");
 }
 
 }  // namespace sluice::bindings

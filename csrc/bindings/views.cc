@@ -35,6 +35,7 @@ py::dict stats_view(const EngineStats& s) {
   put("evictions", s.evictions);
   put("hints", s.hints);
   put("hints_dropped", s.hints_dropped);
+  put("hints_distrusted", s.hints_distrusted);
   put("bytes_read_demand", s.bytes_read_demand);
   put("bytes_read_hint_used", s.bytes_read_hint_used);
   put("bytes_read_hint_wasted", s.bytes_read_hint_wasted);

@@ -21,7 +21,8 @@ namespace sluice {
 [[nodiscard]] std::unique_ptr<Policy> make_plec_policy(PolicyShape shape);
 [[nodiscard]] std::unique_ptr<Policy> make_s3_fifo_policy(PolicyShape shape);
 [[nodiscard]] std::unique_ptr<Policy> make_static_policy(PolicyShape shape);
-[[nodiscard]] std::unique_ptr<Policy> make_forecast_policy(PolicyShape shape);
+/// `judged`: keep-scores rule only while a shadow cache says that they are worth it.
+[[nodiscard]] std::unique_ptr<Policy> make_forecast_policy(PolicyShape shape, bool judged);
 /// `half_life`: steps after which a use counts half.
 [[nodiscard]] std::unique_ptr<Policy> make_decayed_lfu_policy(PolicyShape shape, double half_life);
 

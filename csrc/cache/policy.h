@@ -81,7 +81,7 @@ struct PolicyShape {
 /// - "plec": whose predicted turn is farthest leaves, unpredicted ones first (ExpertFlow
 ///   2410.17954 §3.4); predictions are forecast rows, where a score above 0 predicts a use;
 /// - "forecast": the smallest keep-score leaves, as long as that does no worse than "decayed-lfu"
-///   (policy_forecast.cc).
+///   (policy_forecast.cc); "forecast:always": whatever it does, as bounds and simulations want it.
 /// Errors: ConfigError naming them.
 [[nodiscard]] std::unique_ptr<Policy> make_policy(std::string_view name, PolicyShape shape);
 [[nodiscard]] std::vector<std::string> policy_names();

@@ -22,8 +22,9 @@ constexpr double kTolerated = 0.02;         // more misses than frequency's, as 
 // in between the last ruler stays. A change of ruler moves no bytes: it changes the next victim.
 class ForecastPolicy final : public Policy {
  public:
-  explicit ForecastPolicy(PolicyShape shape)
-      : counts_(shape, kHalfLifeSteps),
+  ForecastPolicy(PolicyShape shape, bool judged)
+      : judged_(judged),
+        counts_(shape, kHalfLifeSteps),
         scores_(shape, 0.0F),
         made_at_(static_cast<std::size_t>(shape.num_layers), kNever),
         width_(static_cast<std::size_t>(shape.max_experts)),
@@ -38,7 +39,7 @@ class ForecastPolicy final : public Policy {
   // A layer's own rows come after its router has spoken, so the shadows take an event when the
   // next one begins.
   void on_event(const CacheEvent& event) override {
-    settle();
+    if (judged_) settle();
     counts_.on_event(event);
     step_ = event.step;
     pending_layer_ = event.layer;
@@ -114,6 +115,7 @@ class ForecastPolicy final : public Policy {
     return missed;
   }
 
+  bool judged_;
   DecayedCounts counts_;
   PerExpert<float> scores_;
   std::vector<std::int64_t> made_at_;  // step, by layer
@@ -128,13 +130,13 @@ class ForecastPolicy final : public Policy {
   std::int64_t events_ = 0;
   double excess_ = 0;  // misses of the first shadow above those of the second, in the window
   double frequency_misses_ = 0;
-  bool score_rules_ = false;
+  bool score_rules_ = !judged_;
 };
 
 }  // namespace
 
-std::unique_ptr<Policy> make_forecast_policy(PolicyShape shape) {
-  return std::make_unique<ForecastPolicy>(shape);
+std::unique_ptr<Policy> make_forecast_policy(PolicyShape shape, bool judged) {
+  return std::make_unique<ForecastPolicy>(shape, judged);
 }
 
 }  // namespace sluice

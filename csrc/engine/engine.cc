@@ -229,6 +229,10 @@ void Engine::hint(std::span<const Hint> hints) {
   if (!impl_->in_forked_child()) impl_->loader.hint(hints);
 }
 
+void Engine::publish(LayerIdx first_layer, std::span<const float> scores, std::int64_t age_steps) {
+  if (!impl_->in_forked_child()) impl_->loader.publish(first_layer, scores, age_steps);
+}
+
 Nanos Engine::step() { return impl_->in_forked_child() ? kNever : impl_->loader.step(); }
 
 EngineStats Engine::stats() const {

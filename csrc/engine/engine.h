@@ -88,6 +88,10 @@ class Engine {
   void forward(const ForwardArgs& args);
   /// Queues guesses; those that cannot be taken are dropped and counted.
   void hint(std::span<const Hint> hints);
+  /// Hands keep-scores, whole rows of layers from `first_layer` on, to the cache policies
+  /// ("forecast" reads them, most do not), as made `age_steps` forwards ago. Errors: ConfigError on
+  /// rows outside of the model.
+  void publish(LayerIdx first_layer, std::span<const float> scores, std::int64_t age_steps = 0);
   /// Drives transfers when the link has no threads of its own (stepped device, link model).
   Nanos step();
 

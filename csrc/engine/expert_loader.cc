@@ -36,6 +36,7 @@ ExpertLoader::ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& dev
                          : std::make_unique<SlotPool>(size_class.slot_bytes, size_class.num_slots,
                                                       make_policy(policy, shape), device));
   }
+  max_experts_ = shape.max_experts;
   for (std::int32_t l = 0; l < shape.num_layers; ++l) {
     slot_of_.emplace_back(static_cast<std::size_t>(store_->layer(LayerIdx{l}).num_experts), -1);
   }

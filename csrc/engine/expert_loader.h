@@ -14,6 +14,7 @@
 #include "cache/slot_cache.h"
 #include "device/device.h"
 #include "engine/hint_queue.h"
+#include "engine/hint_trust.h"
 #include "engine/memory_plan.h"
 #include "engine/slot_pool.h"
 #include "engine/stats.h"
@@ -123,6 +124,8 @@ class ExpertLoader {
   void abandon_call(const CallReport& report) EXCLUDES(mu_);
 
   void hint(std::span<const Hint> hints) EXCLUDES(mu_);
+  void publish(LayerIdx first_layer, std::span<const float> scores, std::int64_t age_steps)
+      EXCLUDES(mu_);
   /// The same of the loader's own making: only what is not here counts as a guess.
   void hint_absent(std::vector<Hint>& hints) EXCLUDES(mu_);
   Nanos step() EXCLUDES(mu_);
@@ -173,6 +176,7 @@ class ExpertLoader {
   std::unique_ptr<TransferPath> path_;  // from the constructor on
   const std::vector<std::int32_t> class_of_layer_;
   std::vector<std::int32_t> experts_of_class_;
+  std::int32_t max_experts_ = 0;  // of any layer
   /// Records of every pool are guarded by mu_; the caches have locks of their own, taken inside it.
   std::vector<std::unique_ptr<SlotPool>> pools_;
 
@@ -187,6 +191,7 @@ class ExpertLoader {
   std::vector<std::vector<std::int32_t>> slot_of_ GUARDED_BY(mu_);  // [L][E], −1: none
   std::vector<Landing> landings_ GUARDED_BY(mu_);
   HintQueue hints_ GUARDED_BY(mu_);
+  HintTrust trust_ GUARDED_BY(mu_);
   std::int32_t loads_in_flight_ GUARDED_BY(mu_) = 0;
   std::int32_t hints_in_flight_ GUARDED_BY(mu_) = 0;  // loads that nobody has asked for
   std::int32_t unplaced_ GUARDED_BY(mu_) = 0;         // misses of the running call without a slot

@@ -29,6 +29,7 @@ void ExpertLoader::begin_call(LayerIdx layer, std::span<const ExpertIdx> experts
                     .experts = experts,
                     .tokens = tokens,
                     .num_tokens = num_tokens});
+  trust_.on_event(layer, experts);
   stats_.requests += static_cast<std::int64_t>(experts.size());
   for (std::size_t i = 0; i < experts.size(); ++i) {
     const ExpertKey key{layer, experts[i]};

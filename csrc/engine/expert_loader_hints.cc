@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -51,6 +53,30 @@ void ExpertLoader::hint_absent(std::vector<Hint>& hints) {
   hint(hints);
 }
 
+void ExpertLoader::publish(LayerIdx first_layer, std::span<const float> scores,
+                           std::int64_t age_steps) {
+  const auto width = static_cast<std::size_t>(max_experts_);
+  const std::size_t num_rows = scores.size() / width;
+  const std::int32_t first = to_int(first_layer);
+  const std::int32_t num_layers = store_->num_layers();
+  require<ConfigError>(scores.size() == num_rows * width && first >= 0 && first <= num_layers &&
+                           std::cmp_less_equal(num_rows, num_layers - first),
+                       [&] {
+                         return "forecast: got " + std::to_string(scores.size()) +
+                                " keep-scores from layer " + std::to_string(first) +
+                                " on, expected rows of " + std::to_string(width) +
+                                " for layers below " + std::to_string(num_layers);
+                       });
+  ForecastRows rows{.step = -age_steps, .first_layer = first_layer, .scores = scores};
+  {
+    const MutexLock lock(mu_);
+    rows.step += step_;
+  }
+  for (const auto& pool : pools_) {
+    if (pool) pool->cache.publish(rows);
+  }
+}
+
 bool ExpertLoader::class_has_slots(LayerIdx layer) const {
   const auto idx = class_of_layer_[static_cast<std::size_t>(to_int(layer))];
   return pools_[static_cast<std::size_t>(idx)] != nullptr;
@@ -75,6 +101,11 @@ bool ExpertLoader::take_hint_locked(const Hint& hint, Nanos now) {
     ++stats_.hints_dropped;
     return true;
   }
+  if (!trust_.admits()) {
+    ++stats_.hints_distrusted;
+    ++stats_.hints_dropped;
+    return true;
+  }
   SlotPool& pool = pool_of(hint.key.layer);
   const auto begun = pool.cache.begin_load(hint.key, SlotCache::Purpose::kHint);
   if (const Refusal* refusal = std::get_if<Refusal>(&begun)) {
@@ -91,6 +122,7 @@ bool ExpertLoader::take_hint_locked(const Hint& hint, Nanos now) {
                    .probability = hint.probability,
                    .deadline = hint.deadline},
                   -1);
+    trust_.began(hint.key);
   } catch (const std::bad_alloc&) {
     ++stats_.hints_dropped;
   }

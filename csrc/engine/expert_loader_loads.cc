@@ -66,7 +66,11 @@ void ExpertLoader::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest
   slot_of_locked(load.key) = to_int(slot);
   ++pool.occupied;
   ++loads_in_flight_;
-  if (record.by_hint) ++hints_in_flight_;
+  if (record.by_hint) {
+    ++hints_in_flight_;
+  } else {
+    trust_.on_demand();
+  }
   stats_.resident_bytes += pool.slot_bytes;
   stats_.peak_resident_bytes = std::max(stats_.peak_resident_bytes, stats_.resident_bytes);
   try {
@@ -85,6 +89,7 @@ void ExpertLoader::submit_locked(SlotPool& pool, SlotIdx slot, const LoadRequest
 
 // An expert leaves its slot: evicted, or its load came to nothing.
 void ExpertLoader::vacate_locked(SlotPool& pool, SlotRecord& record) {
+  if (record.by_hint && !record.asked) trust_.left(record.key);
   if (record.by_hint && !record.asked && !record.loading) {
     stats_.bytes_read_hint_pending -= record.bytes_read;
     stats_.bytes_read_hint_wasted += record.bytes_read;

@@ -18,6 +18,7 @@ struct EngineStats {
   std::int64_t evictions = 0;
   std::int64_t hints = 0;               ///< given
   std::int64_t hints_dropped = 0;       ///< refused, expired or cancelled before they were used
+  std::int64_t hints_distrusted = 0;    ///< of these, refused because too few came true lately
   std::uint64_t bytes_read_demand = 0;  ///< physical bytes, by reason
   std::uint64_t bytes_read_hint_used = 0;
   std::uint64_t bytes_read_hint_wasted = 0;   ///< evicted, failed or cancelled unused

@@ -1,6 +1,5 @@
 #include "simulate/replay_policies.h"
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -75,33 +74,6 @@ class MrsPolicy final : public Policy {
   PerExpert<double> scores_;
 };
 
-class ScoresPolicy final : public Policy {
- public:
-  explicit ScoresPolicy(PolicyShape shape) : scores_(shape, 0.0F) {}
-
-  void on_event(const CacheEvent& /*event*/) override {}
-
-  void on_forecast(const ForecastRows& rows) override {
-    const std::size_t width = scores_.layer(LayerIdx{0}).size();
-    for (std::size_t begin = 0; begin + width <= rows.scores.size(); begin += width) {
-      const LayerIdx layer{to_int(rows.first_layer) + static_cast<std::int32_t>(begin / width)};
-      std::copy_n(rows.scores.begin() + static_cast<std::ptrdiff_t>(begin), width,
-                  scores_.layer(layer).begin());
-    }
-  }
-
-  [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates) override {
-    return least_kept(candidates, [&](ExpertKey key) { return scores_[key]; });
-  }
-
-  [[nodiscard]] bool admits_hint(ExpertKey incoming, ExpertKey victim) override {
-    return scores_[incoming] > scores_[victim];
-  }
-
- private:
-  PerExpert<float> scores_;
-};
-
 }  // namespace
 
 std::unique_ptr<Policy> make_belady_policy(const Routes& routes, PolicyShape shape) {
@@ -110,10 +82,6 @@ std::unique_ptr<Policy> make_belady_policy(const Routes& routes, PolicyShape sha
 
 std::unique_ptr<Policy> make_mrs_policy(PolicyShape shape) {
   return std::make_unique<MrsPolicy>(shape);
-}
-
-std::unique_ptr<Policy> make_scores_policy(PolicyShape shape) {
-  return std::make_unique<ScoresPolicy>(shape);
 }
 
 }  // namespace sluice

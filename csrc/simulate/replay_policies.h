@@ -16,8 +16,4 @@ namespace sluice {
 /// without any each chosen one counts 1.
 [[nodiscard]] std::unique_ptr<Policy> make_mrs_policy(PolicyShape shape);
 
-/// The smallest keep-score leaves, whatever it has been worth so far; before its first row a
-/// layer's scores are 0.
-[[nodiscard]] std::unique_ptr<Policy> make_scores_policy(PolicyShape shape);
-
 }  // namespace sluice

@@ -43,14 +43,22 @@ def policy_names() -> list[str]: ...
 def check_policy(name: str) -> None:
     """ConfigError unless a session can have this policy."""
 
+class Routes:
+    """Events of a trace: visits of layers, by step."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_experts: int,
+        steps: Any,
+        layers: Any,
+        begins: Any,
+        experts: Any,
+        weights: Any | None,
+    ) -> None: ...
+
 def replay(
-    num_layers: int,
-    num_experts: int,
-    steps: Any,
-    layers: Any,
-    begins: Any,
-    experts: Any,
-    weights: Any | None,
+    routes: Routes,
     slots: Sequence[int],
     policy: Any,
     bypass: bool,
@@ -60,6 +68,28 @@ def replay(
 ) -> dict[str, Any]:
     """Replays routes through slot caches, event by event: per layer requests, hits, first_uses and
     returns; events, waves, evictions."""
+
+def run_timed(
+    routes: Routes,
+    *,
+    expert_bytes: int,
+    chunk_bytes: int,
+    bytes_per_second: float,
+    seconds_per_chunk: float,
+    depth: int,
+    dense_seconds: float,
+    expert_seconds: float,
+    num_slots: int,
+    policy: str,
+    guess_begins: Any | None = None,
+    guess_layers: Any | None = None,
+    guess_experts: Any | None = None,
+    guess_probabilities: Any | None = None,
+    guess_steps: Any | None = None,
+    scores: Any | None = None,
+) -> dict[str, Any]:
+    """Runs routes through a session's engine on a virtual clock: stats, step_ends_ns, and per event
+    the sums demand_bytes and wasted_bytes."""
 
 def gate_names() -> list[str]: ...
 def fingerprint_files(paths: Sequence[str]) -> str: ...
@@ -196,6 +226,8 @@ class Session:
         out_address) with the GIL; its exception ends the forward and is raised there."""
     @property
     def handle(self) -> int: ...
+    def forecast(self, first_layer: int, scores: Any, age_steps: int = 0) -> None:
+        """Keep-scores [layers, experts] float32 of whole layers, made so many steps ago."""
     def hint(self, hints: Sequence[tuple[int, int, float, float]]) -> None:
         """(layer, expert, probability, seconds from now until worthless; inf: never)."""
     def stats(self) -> dict[str, Any]:

@@ -48,9 +48,11 @@ class OffloadOptions:
         prefill: What a call of more than half of a layer's experts may take: "stream" (default) the
             empty slots and a ring of an eighth of all (at least two), so that a prompt does not
             empty them, or all where they hold less than a quarter of the layer; "cache" all.
-        policy: Who leaves when a slot is needed: "lru", "decayed-lfu" (`"decayed-lfu:16"` sets the
-            half-life in steps), "static", "edge", "edge:printed". Default "decayed-lfu": routing
-            is skewed, and the skew drifts. Costs nothing measurable either way.
+        policy: Who leaves when a slot is needed: "decayed-lfu" (`"decayed-lfu:16"` sets the
+            half-life in steps), "lru", "lfu", "fifo", "lfru", "s3-fifo", "least-stale", "static",
+            "edge", "edge:printed", or, of a predictor's keep-scores, "forecast" and "plec". Default
+            "decayed-lfu": routing is skewed, and the skew drifts. Costs nothing measurable either
+            way.
         pack: Where packed experts come from. "auto" reads a pack beside the checkpoint, or one made
             before, and makes one where weights need arithmetic first; "none" never makes one; a
             path names one. A pack costs its size on disk, and reads without gaps.

@@ -51,7 +51,10 @@ def report_text(
             f"({format_bytes(stats.store_bytes_read)} read)"
         )
     if stats.hints:
-        lines.append(f"  {stats.hints} hints, {stats.hints_dropped} dropped")
+        lines.append(
+            f"  {stats.hints} hints, {stats.hints_dropped} dropped, "
+            f"{stats.hints_distrusted} of them distrusted"
+        )
     if stats.generic_gate_calls:
         lines.append(f"  {stats.generic_gate_calls} calls of gates without a kernel")
     if stats.degradations:

@@ -42,6 +42,7 @@ class Stats:
         evictions: Experts that left their slot.
         hints: Guesses given.
         hints_dropped: Guesses refused, expired or cancelled.
+        hints_distrusted: Of these, refused because too few came true lately.
         bytes_read: Physical bytes into slots, from the disk or, beside a GPU, over its link: the
             sum of the four reasons.
         bytes_read_demand: …because a layer waited for them.
@@ -80,6 +81,7 @@ class Stats:
     evictions: int = 0
     hints: int = 0
     hints_dropped: int = 0
+    hints_distrusted: int = 0
     bytes_read: int = 0
     bytes_read_demand: int = 0
     bytes_read_hint_used: int = 0

@@ -1,5 +1,6 @@
 """Traces replayed through the product's own caches: what a policy or a prediction is worth."""
 
+from sluice.simulate.guesses import Guesses, guesses_of, next_use_scores, oracle_guesses
 from sluice.simulate.replay import (
     ReplayResult,
     gap_closed,
@@ -10,15 +11,23 @@ from sluice.simulate.replay import (
 )
 from sluice.simulate.routes import Routes, routes_of
 from sluice.simulate.streams import order_of
+from sluice.simulate.timed import Machine, TimedResult, run_timed
 
 __all__ = [
+    "Guesses",
+    "Machine",
     "ReplayResult",
     "Routes",
+    "TimedResult",
     "gap_closed",
     "gather_scores",
+    "guesses_of",
+    "next_use_scores",
+    "oracle_guesses",
     "order_of",
     "policy_names",
     "popular_experts",
     "replay",
     "routes_of",
+    "run_timed",
 ]

@@ -15,7 +15,7 @@ from sluice.simulate.routes import Routes
 from sluice.trace import Trace
 
 Array = NDArray[Any]
-ONLY_SIMULATED = ("belady", "mrs", "scores")
+ONLY_SIMULATED = ("belady", "mrs")
 
 
 def policy_names() -> list[str]:
@@ -88,8 +88,8 @@ def replay(
             the next event.
         unscored: The share of events, the first, that only warm the caches.
         preloaded: (layer, expert) that are there from the start.
-        scores: float32 `[M, E]`: each event's keep-scores of its own layer, for "scores" and
-            "forecast". `gather_scores` makes them of a trace's.
+        scores: float32 `[M, E]`: each event's keep-scores of its own layer, for "forecast" (as the
+            product judges them) and "forecast:always". `gather_scores` makes them of a trace's.
 
     Raises:
         ConfigError: What does not fit, by name.
@@ -106,13 +106,7 @@ def replay(
     else:
         each = [int(slots)] * (routes.num_layers if scope == "layer" else 1)
     counted = _core.replay(
-        routes.num_layers,
-        routes.num_experts,
-        routes.steps,
-        routes.layers,
-        routes.begins,
-        routes.experts,
-        routes.weights,
+        routes.core(),
         each,
         policy,
         bypass,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sluice import _core
 from sluice.errors import ConfigError
 from sluice.trace import UNKNOWN, Trace
 
@@ -46,6 +47,22 @@ class Routes:
     def num_events(self) -> int:
         """M."""
         return int(self.steps.shape[0])
+
+    def core(self) -> _core.Routes:
+        """The same for the core.
+
+        Raises:
+            ConfigError: An array that does not fit, or an event that lies.
+        """
+        return _core.Routes(
+            self.num_layers,
+            self.num_experts,
+            self.steps,
+            self.layers,
+            self.begins,
+            self.experts,
+            self.weights,
+        )
 
 
 def routes_of(trace: Trace, *, batch: int = 1, phase: str = "all") -> Routes:

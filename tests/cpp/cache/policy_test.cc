@@ -251,8 +251,8 @@ TEST(MakePolicy, AnUnknownNameIsAnsweredWithThoseThereAre) {
     FAIL() << "mru made a policy";
   } catch (const ConfigError& error) {
     EXPECT_THAT(error.what(), HasSubstr("got \"mru\", expected one of decayed-lfu, edge, "
-                                        "edge:printed, fifo, forecast, least-stale, lfru, lfu, "
-                                        "lru, plec, s3-fifo, static"));
+                                        "edge:printed, fifo, forecast, forecast:always, least-stale, "
+                                        "lfru, lfu, lru, plec, s3-fifo, static"));
   }
   EXPECT_THROW((void)make_policy("", kShape), ConfigError);
   EXPECT_THROW((void)make_policy(std::string(1 << 20, 'x'), kShape), ConfigError);

@@ -198,18 +198,6 @@ class Plec(Fifo):
         return (-distance if key in self.expected else -math.inf, self.came[key])
 
 
-class Scores(Reference):
-    def __init__(self, *shape: int) -> None:
-        super().__init__(*shape)
-        self.score: dict[Key, float] = {}
-
-    def on_forecast(self, step: int, layer: int, scores: Sequence[float]) -> None:
-        self.score |= {(layer, expert): score for expert, score in enumerate(scores)}
-
-    def keep(self, key: Key) -> object:
-        return self.score.get(key, 0.0)
-
-
 class Mrs(Reference):
     def __init__(self, *shape: int) -> None:
         super().__init__(*shape)
@@ -282,12 +270,21 @@ class Forecast(DecayedLfu):
         return super().victim(residents)
 
 
+class ForecastAlways(Forecast):
+    def __init__(self, *shape: int) -> None:
+        super().__init__(*shape)
+        self.rules = True
+
+    def settle(self, layer: int, experts: list[int]) -> None: ...
+
+
 POLICIES: dict[str, type[Reference]] = {
     "decayed-lfu": DecayedLfu,
     "edge": Edge,
     "edge:printed": EdgePrinted,
     "fifo": Fifo,
     "forecast": Forecast,
+    "forecast:always": ForecastAlways,
     "least-stale": LeastStale,
     "lfru": Lfru,
     "lfu": Lfu,
@@ -295,7 +292,6 @@ POLICIES: dict[str, type[Reference]] = {
     "mrs": Mrs,
     "plec": Plec,
     "s3-fifo": S3Fifo,
-    "scores": Scores,
     "static": Static,
 }
 

@@ -101,9 +101,9 @@ def test_the_forecast_policy_changed_its_mind_in_the_test_above() -> None:
     """Else that test would compare decayed frequency with itself."""
     results = {
         policy: replay(ROUTES, policy, 3, unscored=0, scores=SCORES).hits.sum()
-        for policy in ("forecast", "decayed-lfu", "scores")
+        for policy in ("forecast", "decayed-lfu", "forecast:always")
     }
-    assert results["decayed-lfu"] < results["forecast"] != results["scores"], results
+    assert results["decayed-lfu"] < results["forecast"] != results["forecast:always"], results
 
 
 def test_belady_misses_least_and_bypass_helps_it() -> None:

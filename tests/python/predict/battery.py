@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from predict.small_traces import random_trace
 from sluice.predict import BasePredictor, make
+from sluice.predict.training_free.next_gate import NextGate
+from sluice.predict.training_free.router_weights import RouterWeights
 
 FIT = {"sequences": (40, 30, 35, 25), "seed": 1}
 
@@ -28,20 +32,34 @@ CASES: dict[str, Case] = {
     "path-table by pairs": ("path-table", {"keys": "pairs"}, {}),
     "path-table by pairs adapting": ("path-table", {"keys": "pairs", "adapt": True}, {}),
     "path-table of one layer": ("path-table", {}, {"layers": 1}),
+    "next-gate": ("next-gate", {"max_layers": 2}, {"hidden": 6}),
     "prompt-ema": ("prompt-ema", {"period": 1}, {}),
     "prompt-ema layer by layer": ("prompt-ema", {"period": 2, "mode": "L"}, {}),
     "prompt-ema when overlap falls": ("prompt-ema", {"period": "auto"}, {}),
 }
 
 
-def fitted(case: str) -> tuple[Any, Callable[..., Any]]:
-    """The predictor, and `random_trace` with the case's shape."""
+GATED = {"next-gate"}
+"""Made with gates that belong to no model: the battery asks for the rules, not for recall."""
+
+
+def unfitted(case: str) -> tuple[Any, Callable[..., Any]]:
+    """The predictor as it is made, and `random_trace` with the case's shape."""
     name, settings, like = CASES[case]
     predictor = make(name, settings)
     assert isinstance(predictor, BasePredictor)
+    if name in GATED:
+        gates = np.random.default_rng(0).normal(size=(4, 8, like["hidden"]))
+        predictor = NextGate(predictor.settings, RouterWeights.plain(gates))
 
     def trace(seed: int, **more: Any) -> Any:
         return random_trace(seed, **{**like, **more})
 
+    return predictor, trace
+
+
+def fitted(case: str) -> tuple[Any, Callable[..., Any]]:
+    """As `unfitted`, and fitted on four sequences."""
+    predictor, trace = unfitted(case)
     predictor.fit(trace(**FIT))
     return predictor, trace

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from predict.battery import CASES, fitted
+from predict.battery import CASES, fitted, unfitted
 from predict.small_traces import with_future_changed
 from sluice.predict import Predictor, RoutingEvent, load, save
 from sluice.predict.offline import drive, drive_keep_scores
@@ -167,10 +167,9 @@ def test_same_seed_and_trace_same_predictor(case: str) -> None:
 @each_case
 def test_fitting_again_starts_from_nothing(case: str) -> None:
     predictor, trace_of = fitted(case)
-    fresh, _ = fitted(case)
+    fresh, _ = unfitted(case)
     other = trace_of(11, sequences=(20, 20))
     predictor.fit(other)
-    fresh = type(predictor)(predictor.settings)
     fresh.fit(other)
     assert_same_state(predictor.state(), fresh.state())
 
@@ -180,9 +179,9 @@ def test_it_satisfies_the_protocol_and_never_raises_for_what_it_has_not_seen(cas
     predictor, trace_of = fitted(case)
     assert isinstance(predictor, Predictor)
     trace = trace_of(12, sequences=(3,))
-    unfitted = type(predictor)(predictor.settings)
-    assert unfitted.plan(3) == []
-    for each in (predictor, unfitted):
+    fresh, _ = unfitted(case)
+    assert fresh.plan(3) == []
+    for each in (predictor, fresh):
         each.reset()
         each.plan(trace.num_layers)  # before any step
         each.observe(event_of(trace, 0, 0))  # no begin_step told of it

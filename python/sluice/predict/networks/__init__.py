@@ -1,0 +1,1 @@
+"""Predictors that are trained by gradient descent; import them by name (`sluice.predict.make`)."""

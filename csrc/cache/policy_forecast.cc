@@ -89,6 +89,8 @@ class ForecastPolicy final : public Policy {
     const double kept = std::exp2(-1.0 / kWindowEvents);
     excess_ = excess_ * kept + more - base;
     frequency_misses_ = frequency_misses_ * kept + base;
+    // No credit for a better past: who turns liar is found out as soon as anybody else.
+    excess_ = std::max(excess_, -kTolerated * frequency_misses_);
     if (++events_ <= kFirstEvents) return;
     if (excess_ <= 0) score_rules_ = true;
     if (excess_ > kTolerated * frequency_misses_) score_rules_ = false;

@@ -257,6 +257,7 @@ class Forecast(DecayedLfu):
         decay = 2.0 ** (-1 / 512)
         self.excess = self.excess * decay + misses[0] - misses[1]
         self.base = self.base * decay + misses[1]
+        self.excess = max(self.excess, -0.02 * self.base)
         self.events += 1
         if self.events > 256:
             if self.excess <= 0:

@@ -23,6 +23,9 @@ from sluice.timeline import Span, nvtx_wanted, write_chrome_trace
 if TYPE_CHECKING:
     import torch
 
+    from sluice.hf.tap import Tap
+    from sluice.trace.recorder import Recorder
+
 _CALLBACKS = ("gate_callback", "post_callback")
 OPERATOR_FAILED = "sluice::experts_forward failed"
 """Begins the text of the RuntimeError behind which `_core.take_error` has the real one."""
@@ -51,6 +54,9 @@ class Session:
         options: As given.
         budget_bytes: `device_memory` in bytes.
         device: As given.
+        tap: Who may watch the model that the session serves; None for a session without one.
+        routed: Called behind each layer's experts with (layer, hidden, ids, weights), while set:
+            the tap sets it while somebody watches.
 
     Raises:
         CapacityError: The budget is below one slot per size class; the message names budgets that
@@ -84,6 +90,8 @@ class Session:
             if layer.get(key) is not None
         }
         self._notes: Counter[str] = Counter()
+        self.tap: Tap | None = None
+        self.routed: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None
         self._hooks: list[Callable[[], object]] = []
         self._close_lock = threading.RLock()
         self._closing = False
@@ -121,8 +129,12 @@ class Session:
         if torch.compiler.is_compiling():
             return self._operator(self.handle, layer, hidden, ids, weights)
         if torch.is_grad_enabled() and (hidden.requires_grad or weights.requires_grad):
-            return self._without_gradient(self._forward, layer, hidden, ids, weights)
-        return self._forward(layer, hidden, ids, weights)
+            out = self._without_gradient(self._forward, layer, hidden, ids, weights)
+        else:
+            out = self._forward(layer, hidden, ids, weights)
+        if self.routed is not None:
+            self.routed(layer, hidden, ids, weights)
+        return out
 
     def stats(self) -> Stats:
         """The session's counters now; subtract two snapshots for what happened between them."""
@@ -183,6 +195,58 @@ class Session:
         May be dropped, late or wrong: results never depend on it.
         """
         self._core.hint(list(hints))
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the model by class, shape and weights of its routers; "" without a model."""
+        return "" if self.tap is None else self.tap.fingerprint()
+
+    def record(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        token_ids: bool = False,
+        hidden: bool = False,
+        task: str = "",
+        max_bytes: int | str = "1GiB",
+    ) -> Recorder:
+        """Records the routing of every forward until the block ends.
+
+        Args:
+            path: Where the trace is saved when the block ends; None: `trace()` has it.
+            token_ids: Keep the tokens that entered. They are the text.
+            hidden: Keep the states that entered each layer's experts: 2 bytes a number.
+            task: What requests that begin are called; `recorder.task` changes it between calls.
+            max_bytes: What may be kept, bytes or a size; recording stops there, which is counted.
+
+        Raises:
+            ConfigError: The session serves no model, or `max_bytes` is no size.
+
+        Example:
+            with session.record(task="chat") as recorder:
+                model.generate(**inputs)
+            trace = recorder.trace()
+        """
+        from sluice.trace.recorder import Recorder
+
+        return Recorder(
+            self, path, token_ids=token_ids, hidden=hidden, task=task, max_bytes=max_bytes
+        )
+
+    def forecast(self, scores: Any, *, first_layer: int = 0, age_steps: int = 0) -> None:
+        """Says who should stay: the policies "forecast" and "plec" read it.
+
+        Args:
+            scores: float32 `[layers, E]`, larger stays; whole rows, E of the largest layer.
+            first_layer: Whose row comes first.
+            age_steps: Forwards of the model since they were made.
+
+        Raises:
+            ConfigError: Rows outside of the model.
+        """
+        import numpy as np
+
+        self._core.forecast(first_layer, np.ascontiguousarray(scores, dtype=np.float32), age_steps)
 
     def note(self, name: str, count: int = 1) -> None:
         """Counts a degradation that the core cannot see."""

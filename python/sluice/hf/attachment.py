@@ -18,6 +18,7 @@ from sluice.errors import UnsupportedModelError
 from sluice.hf import compat
 from sluice.hf.detect import Survey, owners_of_experts
 from sluice.hf.experts import OffloadedExperts
+from sluice.hf.tap import Tap
 
 _ATTRIBUTE = "_sluice_attachment"
 IMPLEMENTATION = "sluice"
@@ -71,6 +72,7 @@ class Attachment:
             module.bind(session, layer, {name: getattr(site.module, name) for name in names})
         self.session = session
         self.holding = holding
+        session.tap = Tap(model, session, self.sites)
         if holding == "ram":
             session.note("adopted_in_ram", len(self.sites))
         if self._left_resident:
@@ -97,6 +99,8 @@ class Attachment:
             model.__dict__.pop(name, None)
         if self._finalizer is not None:
             self._finalizer.detach()
+        if self.session is not None:
+            self.session.tap.close()
 
     @contextmanager
     def unlocked_generation_config(self) -> Any:
@@ -150,8 +154,17 @@ def _wrap_methods(model: nn.Module, attachment: Attachment) -> None:
 
     def generate(*args: Any, **kwargs: Any) -> Any:
         held: Any = reference()
-        _refuse_mtp(held, *args, **kwargs)
-        return kind.generate(held, *args, **kwargs)
+
+        def setting(name: str) -> Any:
+            return _setting(held, *args, name=name, **kwargs)
+
+        _refuse_mtp(held, setting("use_mtp"))
+        tap = attachment.session.tap
+        if not tap.active:
+            return kind.generate(held, *args, **kwargs)
+        ends = {*_ids(setting("eos_token_id")), *_ids(setting("pad_token_id"))}
+        with tap.generating(ends, moves_rows=(setting("num_beams") or 1) > 1):
+            return kind.generate(held, *args, **kwargs)
 
     def _apply(fn: Any, recurse: bool = True) -> Any:
         # Before the first tensor is changed: a device that has no room keeps all where it is.
@@ -176,16 +189,30 @@ def _wrap_methods(model: nn.Module, attachment: Attachment) -> None:
             )
 
 
-def _refuse_mtp(
-    model: Any, inputs: Any = None, generation_config: Any = None, *_: Any, **kwargs: Any
-) -> None:
+def _setting(
+    model: Any,
+    inputs: Any = None,
+    generation_config: Any = None,
+    *_: Any,
+    name: str,
+    **kwargs: Any,
+) -> Any:
+    """What a call of `generate` asks for under `name`, as transformers merges it; None: nothing."""
+    configs = (generation_config, getattr(model, "generation_config", None))
+    asked = [kwargs.get(name), *(getattr(config, name, None) for config in configs)]
+    return next((value for value in asked if value is not None), None)
+
+
+def _ids(value: Any) -> list[int]:
+    """Token ids as a list; generation configs write one, several, or none."""
+    if value is None:
+        return []
+    return [int(i) for i in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _refuse_mtp(model: Any, asked: Any) -> None:
     """Multi-token prediction loads a layer of its own inside of `generate`, resident and whole."""
-    own = getattr(model, "generation_config", None)
-    asked = [
-        kwargs.get("use_mtp"),
-        *(getattr(c, "use_mtp", None) for c in (generation_config, own)),
-    ]
-    if next((asks for asks in asked if asks is not None), False):  # as transformers merges them
+    if asked:
         raise UnsupportedModelError(
             f"{type(model).__name__}.generate: got use_mtp=True, which loads one more layer with "
             "all its experts past device_memory; generate without it"

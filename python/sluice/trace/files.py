@@ -91,7 +91,7 @@ def save(
         "sequences": [[s.length, s.prompt_tokens, s.task, s.request, s.content] for s in sequences],
     }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
-    size, cap = sum(t.nbytes for t in tensors.values()) + len(text), _bytes_of(max_bytes)
+    size, cap = sum(t.nbytes for t in tensors.values()) + len(text), bytes_of(max_bytes)
     if size > cap:
         raise ConfigError(
             f"{target.name}: got a trace of {format_bytes(size)}, expected at most "
@@ -315,7 +315,8 @@ def _write(target: Path, tensors: dict[str, Array], metadata: dict[str, str]) ->
         partial.replace(target)
 
 
-def _bytes_of(size: int | str) -> int:
+def bytes_of(size: int | str) -> int:
+    """`max_bytes` as a number; ConfigError when it is no size."""
     kind, amount = _core.parse_size(size)
     if kind != "bytes" or amount <= 0:
         raise ConfigError(f'max_bytes: got {size!r}, expected bytes or a size such as "1GiB"')

@@ -1,1 +1,0 @@
-"""Traces: kept, imported, split, recorded."""

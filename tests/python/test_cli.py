@@ -19,7 +19,7 @@ from sluice.progress import Progress
 from sluice.reference import reference_model
 from sluice.text import format_bytes
 
-VERBS = ("doctor", "demo", "generate", "pack", "plan", "trace", "bench")
+VERBS = ("doctor", "demo", "generate", "pack", "plan", "trace", "bench", "train")
 REFERENCE = str(reference_model())
 
 

@@ -13,10 +13,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from sluice.cli import bench, demo, doctor, generate, pack, plan, trace
+from sluice.cli import bench, demo, doctor, generate, pack, plan, simulate, trace, train
 from sluice.errors import SluiceError
 
-_VERBS = (doctor, demo, generate, pack, plan, trace, bench)
+_VERBS = (doctor, demo, generate, pack, plan, trace, train, simulate, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from sluice.predict.card import load, save
 from sluice.predict.evaluation import Evaluation, evaluate
 from sluice.predict.protocol import Guess, Predictor, RoutingEvent, union_probability
 from sluice.predict.registry import make, names
+from sluice.predict.train import Training, train
 
 __all__ = [
     "BasePredictor",
@@ -14,10 +15,12 @@ __all__ = [
     "Predictor",
     "RoutingEvent",
     "Shape",
+    "Training",
     "evaluate",
     "load",
     "make",
     "names",
     "save",
+    "train",
     "union_probability",
 ]

@@ -23,6 +23,7 @@ _PLACES = {
     "expert-map": "training_free.expert_map:ExpertMap",
     "prompt-ema": "training_free.prompt_ema:PromptEma",
     "next-gate": "training_free.next_gate:NextGate",
+    "forecaster": "networks.forecaster:Forecaster",
 }
 
 

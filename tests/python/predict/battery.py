@@ -33,6 +33,12 @@ CASES: dict[str, Case] = {
     "path-table by pairs adapting": ("path-table", {"keys": "pairs", "adapt": True}, {}),
     "path-table of one layer": ("path-table", {}, {"layers": 1}),
     "next-gate": ("next-gate", {"max_layers": 2}, {"hidden": 6}),
+    "forecaster": ("forecaster", {"epochs": 1, "hidden": 8, "units": 4}, {}),
+    "forecaster of short memory": (
+        "forecaster",
+        {"epochs": 1, "hidden": 8, "units": 4, "memory_tokens": 40, "recent_tokens": 7},
+        {},
+    ),
     "prompt-ema": ("prompt-ema", {"period": 1}, {}),
     "prompt-ema layer by layer": ("prompt-ema", {"period": 2, "mode": "L"}, {}),
     "prompt-ema when overlap falls": ("prompt-ema", {"period": "auto"}, {}),

@@ -20,6 +20,7 @@ Array = NDArray[Any]
 
 SET_SIZES = (1.0, 1.15, 1.25, 1.5, 1.75, 2.0)
 BATCHES = (1, 4, 16)
+_STEPS_AT_ONCE = 256
 
 
 def evaluate(
@@ -187,9 +188,10 @@ def _unions(
             continue
         rows = _batch_rows(trace, batch)  # [steps, batch]
         hits, sets, actual = [], [], []
-        for step in rows:
-            joined = union_probability(scores[step])
-            true: Array = np.any(truth[step], axis=0)
+        for start in range(0, len(rows), _STEPS_AT_ONCE):
+            some = rows[start : start + _STEPS_AT_ONCE].T
+            joined = union_probability(scores[some]).reshape(-1, experts)
+            true: Array = np.any(truth[some], axis=0).reshape(-1, experts)
             hit, size = metrics.set_hits(joined, true, sizes)
             hits.append(hit)
             sets.append(size)

@@ -171,15 +171,26 @@ def _text_of(result: HorizonResult) -> list[str]:
         table(head, rows),
     ]
     if result.unions:
-        union_rows = [
-            [
-                str(union.batch),
-                "everything" if union.set_size is None else f"{union.set_size:.2f}",
-                f"{union.b_acc:.3f}",
-                f"{union.precision:.3f}",
-                f"{union.true_experts:.1f}",
-            ]
-            for union in result.unions
+        lines += [
+            "",
+            "B_acc / precision by size of the predicted set over the true one",
+            *_unions(result),
         ]
-        lines += ["", table(["batch", "set / true", "B_acc", "precision", "true"], union_rows)]
     return lines
+
+
+def _unions(result: HorizonResult) -> list[str]:
+    """A row a batch size, a column a size of the set."""
+    sizes = list(dict.fromkeys(union.set_size for union in result.unions))
+    batches = list(dict.fromkeys(union.batch for union in result.unions))
+    by_place = {(union.batch, union.set_size): union for union in result.unions}
+    head = ["batch", "true", *("everything" if s is None else f"{s:.2f}" for s in sizes)]
+    rows = [
+        [
+            str(batch),
+            f"{by_place[batch, sizes[0]].true_experts:.1f}",
+            *(f"{by_place[batch, s].b_acc:.3f}/{by_place[batch, s].precision:.3f}" for s in sizes),
+        ]
+        for batch in batches
+    ]
+    return [table(head, rows)]

@@ -89,7 +89,7 @@ class BasePredictor(Generic[Settings]):
 
     name: str = ""
     settings_type: ClassVar[type[Any]]
-    needs_hidden: ClassVar[bool] = False
+    needs_hidden: bool = False
     """Whether it reads the states that enter the experts."""
     needs_fit: ClassVar[bool] = True
     """Whether it guesses nothing before `fit`; False for what follows the running sequence."""

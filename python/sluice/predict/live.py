@@ -29,6 +29,7 @@ class Request:
         routes: int16 `[S, K]` of the running token, -1 where not yet known.
         weights: float32 `[S, K]` likewise, 0 where unknown.
         hidden: float32 `[H]` that entered the experts of layer `layer - 1`, or None.
+        entered: float32 `[H]` that entered those of layer 0, or None.
         previous: int16 `[S, K]` of the token before, -1 throughout at a sequence's start.
         tokens: Finished tokens.
         decoding: Whether the running step holds one token of it.
@@ -37,6 +38,7 @@ class Request:
 
     __slots__ = (
         "decoding",
+        "entered",
         "hidden",
         "key",
         "layer",
@@ -57,6 +59,7 @@ class Request:
         self.routes: Array = np.full((num_layers, top_k), -1, np.int16)
         self.weights: Array = np.zeros((num_layers, top_k), np.float32)
         self.hidden: Array | None = None
+        self.entered: Array | None = None
         self.previous: Array = np.full((num_layers, top_k), -1, np.int16)
         self.tokens = 0
         self.decoding = False
@@ -69,7 +72,7 @@ class Request:
         later = copy.copy(self)
         later.token_id = -1
         later.layer = 0
-        later.hidden = None
+        later.hidden = later.entered = None
         later.routes = np.full_like(self.routes, -1)
         later.weights = np.zeros_like(self.weights)
         return later
@@ -78,12 +81,13 @@ class Request:
 class _Step:
     """One request's tokens in the running step, until all layers have routed."""
 
-    __slots__ = ("experts", "ids", "weights")
+    __slots__ = ("entered", "experts", "ids", "weights")
 
     def __init__(self, ids: Array, num_layers: int, top_k: int) -> None:
         self.ids = ids
         self.experts = np.full((len(ids), num_layers, top_k), -1, np.int16)
         self.weights = np.zeros((len(ids), num_layers, top_k), np.float32)
+        self.entered: Array | None = None
 
 
 class LiveRequests:
@@ -151,6 +155,9 @@ class LiveRequests:
             step.experts[:, event.layer, :width] = event.experts[rows, :width]
             if event.weights is not None:
                 step.weights[:, event.layer, :width] = event.weights[rows, :width]
+            if event.layer == 0 and event.hidden is not None:
+                step.entered = event.hidden[rows]
+                request.entered = step.entered[0]
             request.layer = event.layer + 1
             if request.decoding:
                 request.hidden = None if event.hidden is None else event.hidden[rows[0]]
@@ -169,7 +176,7 @@ class LiveRequests:
         request.decoding = tokens == 1
         request.token_id = int(held[0]) if request.decoding else -1
         request.routes, request.weights = step.experts[0], step.weights[0]
-        request.layer, request.hidden = 0, None
+        request.layer, request.hidden, request.entered = 0, None, None
         self.running.append(request)
 
     def _finish_step(self) -> None:
@@ -179,6 +186,7 @@ class LiveRequests:
             for i in range(len(step.ids)):
                 request.token_id = int(step.ids[i])
                 request.routes, request.weights = step.experts[i], step.weights[i]
+                request.entered = None if step.entered is None else step.entered[i]
                 request.layer = self._num_layers
                 self._on_finish(request)
                 request.previous = request.routes

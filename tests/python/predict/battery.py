@@ -32,6 +32,9 @@ CASES: dict[str, Case] = {
     "path-table by pairs": ("path-table", {"keys": "pairs"}, {}),
     "path-table by pairs adapting": ("path-table", {"keys": "pairs", "adapt": True}, {}),
     "path-table of one layer": ("path-table", {}, {"layers": 1}),
+    "expert-map": ("expert-map", {"capacity": 50}, {}),
+    "expert-map by states": ("expert-map", {"capacity": 50, "key": "states"}, {"hidden": 6}),
+    "expert-map adapting": ("expert-map", {"capacity": 50, "adapt": True}, {}),
     "next-gate": ("next-gate", {"max_layers": 2}, {"hidden": 6}),
     "forecaster": ("forecaster", {"epochs": 1, "hidden": 8, "units": 4}, {}),
     "forecaster of short memory": (

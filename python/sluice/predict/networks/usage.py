@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +80,7 @@ def _advance(
     out[:, :, 1] = flat
     out[:, :, 2] = 4 * weights.reshape(tokens, -1)
 
-    # A use at token j has faded by the half-lives since: one product with a triangle for all tokens.
+    # A use at token j has faded since: one product with a triangle for all tokens.
     since = torch.arange(tokens)[:, None] - torch.arange(tokens)[None]
     decayed = usage.decayed.clone()
     for i, half_life in enumerate(HALF_LIVES):
@@ -113,8 +112,3 @@ def _advance(
         int(length[-1]),
     )
     return out.view(tokens, layers, experts, NUM_FEATURES), after
-
-
-def faded(half_life: float) -> float:
-    """What is left of a count after a token."""
-    return math.pow(2.0, -1.0 / half_life)

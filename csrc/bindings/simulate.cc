@@ -54,7 +54,7 @@ class PythonPolicy final : public Policy {
     for (const ExpertIdx expert : event.experts) experts.push_back(to_int(expert));
     on_event_(event.step, to_int(event.layer), experts);
   }
-  void on_load(ExpertKey key) override {
+  void on_load(ExpertKey key, bool /*guessed*/) override {
     if (!on_load_.is_none()) on_load_(to_int(key.layer), to_int(key.expert));
   }
   void on_evict(ExpertKey key) override {

@@ -67,6 +67,22 @@ class PerExpert {
   std::vector<T> values_;
 };
 
+/// Who was brought by a guess and waits for its layer to run. Until then it is worth what it would
+/// be if the guess came true: else what was brought ahead would be the next to leave.
+class Guessed {
+ public:
+  explicit Guessed(PolicyShape shape) : waits_(shape, 0) {}
+
+  void on_load(ExpertKey key, bool guessed) { waits_[key] = guessed ? 1 : 0; }
+  void on_event(const CacheEvent& event) {
+    for (char& each : waits_.layer(event.layer)) each = 0;
+  }
+  [[nodiscard]] bool operator[](ExpertKey key) const { return waits_[key] != 0; }
+
+ private:
+  PerExpert<char> waits_;
+};
+
 /// The candidate with the smallest `keep_score(key)`; of equals the highest id leaves.
 template <class KeepScore>
 [[nodiscard]] std::size_t least_kept(std::span<const Candidate> candidates,

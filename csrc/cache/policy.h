@@ -47,7 +47,11 @@ class Policy {
   virtual ~Policy() = default;
   virtual void on_event(const CacheEvent& event) = 0;
   /// `key` was given a slot: when its load begins, so that choices do not depend on landings.
-  virtual void on_load(ExpertKey key) { (void)key; }
+  /// `guessed`: by a hint, for the next event of its layer or a later one.
+  virtual void on_load(ExpertKey key, bool guessed) {
+    (void)key;
+    (void)guessed;
+  }
   /// `key` lost its slot: evicted, or its load failed or was cancelled.
   virtual void on_evict(ExpertKey key) { (void)key; }
   /// What a predictor expects. Most policies ignore it.

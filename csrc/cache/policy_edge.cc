@@ -11,23 +11,28 @@ namespace {
 class EdgePolicy final : public Policy {
  public:
   EdgePolicy(PolicyShape shape, EdgeFormula formula)
-      : num_layers_(shape.num_layers), formula_(formula), uses_(shape, 0) {}
+      : num_layers_(shape.num_layers), formula_(formula), uses_(shape, 0), guessed_(shape) {}
 
   void on_event(const CacheEvent& event) override {
     current_ = to_int(event.layer);
     for (const ExpertIdx expert : event.experts) ++uses_[{event.layer, expert}];
+    guessed_.on_event(event);
   }
+  void on_load(ExpertKey key, bool guessed) override { guessed_.on_load(key, guessed); }
 
   [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates) override {
-    return least_kept(candidates, [&](ExpertKey key) { return keep_score(key, uses_[key]); });
+    return least_kept(candidates, [&](ExpertKey key) { return worth(key); });
   }
 
   // A hint is worth what its expert would be worth if the hint came true.
   [[nodiscard]] bool admits_hint(ExpertKey incoming, ExpertKey victim) override {
-    return keep_score(incoming, uses_[incoming] + 1) > keep_score(victim, uses_[victim]);
+    return keep_score(incoming, uses_[incoming] + 1) > worth(victim);
   }
 
  private:
+  [[nodiscard]] double worth(ExpertKey key) const {
+    return keep_score(key, uses_[key] + (guessed_[key] ? 1 : 0));
+  }
   [[nodiscard]] double keep_score(ExpertKey key, std::int64_t uses) const {
     return static_cast<double>(uses) / distance(to_int(key.layer));
   }
@@ -43,6 +48,7 @@ class EdgePolicy final : public Policy {
   EdgeFormula formula_;
   std::int32_t current_ = 0;
   PerExpert<std::int64_t> uses_;
+  Guessed guessed_;
 };
 
 }  // namespace

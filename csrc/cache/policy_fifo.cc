@@ -11,7 +11,7 @@ class FifoPolicy final : public Policy {
   explicit FifoPolicy(PolicyShape shape) : arrival_(shape, 0) {}
 
   void on_event(const CacheEvent& /*event*/) override {}
-  void on_load(ExpertKey key) override { arrival_[key] = ++clock_; }
+  void on_load(ExpertKey key, bool /*guessed*/) override { arrival_[key] = ++clock_; }
 
   [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates) override {
     return least_kept(candidates, [&](ExpertKey key) { return arrival_[key]; });

@@ -25,6 +25,7 @@ class ForecastPolicy final : public Policy {
   ForecastPolicy(PolicyShape shape, bool judged)
       : judged_(judged),
         counts_(shape, kHalfLifeSteps),
+        guessed_(shape),
         scores_(shape, 0.0F),
         made_at_(static_cast<std::size_t>(shape.num_layers), kNever),
         width_(static_cast<std::size_t>(shape.max_experts)),
@@ -41,6 +42,7 @@ class ForecastPolicy final : public Policy {
   void on_event(const CacheEvent& event) override {
     if (judged_) settle();
     counts_.on_event(event);
+    guessed_.on_event(event);
     step_ = event.step;
     pending_layer_ = event.layer;
     pending_.assign(event.experts.begin(), event.experts.end());
@@ -55,25 +57,31 @@ class ForecastPolicy final : public Policy {
     }
   }
 
+  void on_load(ExpertKey key, bool guessed) override { guessed_.on_load(key, guessed); }
+
   [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates) override {
     const bool forecast = score_rules_ && std::all_of(candidates.begin(), candidates.end(),
                                                       [&](const Candidate& each) {
                                                         return is_fresh(each.key.layer);
                                                       });
     if (forecast) return least_kept(candidates, [&](ExpertKey key) { return scores_[key]; });
-    return least_kept(candidates, [&](ExpertKey key) { return counts_[key]; });
+    return least_kept(candidates, [&](ExpertKey key) { return worth(key); });
   }
 
   [[nodiscard]] bool admits_hint(ExpertKey incoming, ExpertKey victim) override {
     if (score_rules_ && is_fresh(incoming.layer) && is_fresh(victim.layer)) {
       return scores_[incoming] > scores_[victim];
     }
-    return counts_.used_once_more(incoming) > counts_[victim];
+    return counts_.used_once_more(incoming) > worth(victim);
   }
 
  private:
   static constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::min() / 2;
 
+  // By frequency.
+  [[nodiscard]] double worth(ExpertKey key) const {
+    return guessed_[key] ? counts_.used_once_more(key) : counts_[key];
+  }
   [[nodiscard]] bool is_fresh(LayerIdx layer) const {
     return step_ - made_at_[static_cast<std::size_t>(to_int(layer))] <= kMaxAgeSteps;
   }
@@ -119,6 +127,7 @@ class ForecastPolicy final : public Policy {
 
   bool judged_;
   DecayedCounts counts_;
+  Guessed guessed_;
   PerExpert<float> scores_;
   std::vector<std::int64_t> made_at_;  // step, by layer
   std::size_t width_;

@@ -23,7 +23,7 @@ class LeastStalePolicy final : public Policy {
     }
   }
 
-  void on_load(ExpertKey key) override {
+  void on_load(ExpertKey key, bool /*guessed*/) override {
     Touch& touch = touches_[key];
     if (touch.at < event_begin_ || touch.at == 0) touch = {.at = ++clock_, .step = step_};
   }

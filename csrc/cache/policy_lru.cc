@@ -16,7 +16,7 @@ class LruPolicy final : public Policy {
     for (const ExpertIdx expert : event.experts) last_touch_[{event.layer, expert}] = ++clock_;
   }
 
-  void on_load(ExpertKey key) override {
+  void on_load(ExpertKey key, bool /*guessed*/) override {
     std::uint64_t& touch = last_touch_[key];
     if (touch < event_begin_ || touch == 0) touch = ++clock_;
   }

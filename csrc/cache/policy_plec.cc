@@ -29,7 +29,7 @@ class PlecPolicy final : public Policy {
     }
   }
 
-  void on_load(ExpertKey key) override { arrival_[key] = ++clock_; }
+  void on_load(ExpertKey key, bool /*guessed*/) override { arrival_[key] = ++clock_; }
 
   [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates) override {
     return least_kept(candidates, [&](ExpertKey key) {

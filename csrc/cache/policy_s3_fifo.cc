@@ -31,7 +31,7 @@ class S3FifoPolicy final : public Policy {
     }
   }
 
-  void on_load(ExpertKey key) override {
+  void on_load(ExpertKey key, bool /*guessed*/) override {
     Expert& each = experts_[key];
     const bool known = each.remembered;
     if (known) forget(key);

@@ -12,7 +12,7 @@ class StaticPolicy final : public Policy {
   explicit StaticPolicy(PolicyShape shape) : arrival_(shape, 0) {}
 
   void on_event(const CacheEvent& /*event*/) override {}
-  void on_load(ExpertKey key) override { arrival_[key] = ++clock_; }
+  void on_load(ExpertKey key, bool /*guessed*/) override { arrival_[key] = ++clock_; }
 
   [[nodiscard]] std::size_t victim(std::span<const Candidate> candidates) override {
     return least_kept(candidates,

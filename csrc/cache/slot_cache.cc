@@ -81,7 +81,7 @@ std::variant<SlotIdx, Refusal> SlotCache::begin_load(ExpertKey key, Purpose purp
   const auto choice = choose_slot_locked(key, purpose, pinned_to);
   if (const SlotIdx* const slot = std::get_if<SlotIdx>(&choice)) {
     if (slot_locked(*slot).state == SlotState::kReady) evict_locked(*slot);
-    policy_->on_load(key);
+    policy_->on_load(key, purpose == Purpose::kHint);
     slot_of_.emplace(key, *slot);
     slot_locked(*slot) = {.state = SlotState::kLoading, .key = key, .leases = 0};
   }

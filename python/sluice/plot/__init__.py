@@ -12,6 +12,7 @@ from sluice.plot.figures import (
     timeline_figure,
 )
 from sluice.plot.recorder import Recorder, Recording, Step
+from sluice.plot.simulations import headroom_figure, policy_grid
 
 __all__ = [
     "Recorder",
@@ -19,7 +20,9 @@ __all__ = [
     "Step",
     "bytes_by_reason",
     "generation_figure",
+    "headroom_figure",
     "hits_over_tokens",
+    "policy_grid",
     "require_matplotlib",
     "residency_map",
     "timeline_figure",

@@ -63,7 +63,7 @@ def residency_map(source: Session | Recording, *, axes: Axes | None = None) -> F
         ]
         for layer, count in enumerate(experts)
     ]
-    figure, panel = _axes(axes, width=8.5, height=1.6 + 0.22 * len(experts))
+    figure, panel = new_axes(axes, width=8.5, height=1.6 + 0.22 * len(experts))
     image = panel.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower")
     panel.set(xlabel="expert", ylabel="MoE layer", title="Residency")
     panel.set_yticks(range(0, len(experts), max(1, len(experts) // 8)))
@@ -73,7 +73,7 @@ def residency_map(source: Session | Recording, *, axes: Axes | None = None) -> F
 
 def hits_over_tokens(recording: Recording, *, axes: Axes | None = None) -> Figure:
     """Hits, late hits and misses of each token; prompts, which ask for many experts, are marked."""
-    figure, panel = _axes(axes, width=8.5, height=3.0)
+    figure, panel = new_axes(axes, width=8.5, height=3.0)
     decoded = [(i, step) for i, step in enumerate(recording.steps) if not step.prefill]
     at = [i for i, _ in decoded]
     base = [0] * len(decoded)
@@ -105,7 +105,7 @@ def hits_over_tokens(recording: Recording, *, axes: Axes | None = None) -> Figur
 
 def bytes_by_reason(source: Session | Recording, *, axes: Axes | None = None) -> Figure:
     """Bytes read and why: over the tokens of a recording, or a session's totals."""
-    figure, panel = _axes(axes, width=8.5, height=3.0)
+    figure, panel = new_axes(axes, width=8.5, height=3.0)
     if isinstance(source, Recording):
         base = [0.0] * len(source.steps)
         for reason, colour in _REASONS.items():
@@ -155,7 +155,7 @@ def timeline_figure(
         forwards = 8 if isinstance(source, Sequence) else source.store.num_layers
     runs = sorted((span for span in spans if span[0] == "forward"), key=lambda span: span[1])
     shown = runs[-forwards:]
-    figure, panel = _axes(axes, width=10.0, height=3.2)
+    figure, panel = new_axes(axes, width=10.0, height=3.2)
     panel.set(title=f"The last {len(shown)} layers of the run", xlabel="ms")
     if not shown:
         return figure
@@ -226,7 +226,8 @@ def require_matplotlib() -> Any:
     return Figure
 
 
-def _axes(axes: Axes | None, *, width: float, height: float) -> tuple[Any, Any]:
+def new_axes(axes: Axes | None, *, width: float, height: float) -> tuple[Any, Any]:
+    """The figure and axes to draw on: those given, else new ones of so many inches."""
     if axes is not None:
         return axes.figure, axes
     figure = require_matplotlib()(figsize=(width, height), layout="constrained")

@@ -234,6 +234,42 @@ TEST(EdgePolicy, BothReadingsTakeTheCurrentLayerAsFarthest) {
   }
 }
 
+/// A cache that holds (0, 0), (0, 1), used twice each, and (1, 0), which nobody has used yet.
+std::unique_ptr<SlotCache> with_an_unused_expert(std::string_view policy,
+                                                 SlotCache::Purpose purpose) {
+  auto cache = std::make_unique<SlotCache>(3, make_policy(policy, kShape));
+  const std::vector<ExpertIdx> ids = {ExpertIdx{0}, ExpertIdx{1}};
+  for (std::int64_t step = 0; step < 2; ++step) {
+    cache->touch({.step = step, .layer = LayerIdx{0}, .experts = ids});
+  }
+  for (const ExpertKey key : {make_key(0, 0), make_key(0, 1), make_key(1, 0)}) {
+    const bool used = key.layer == LayerIdx{0};
+    EXPECT_TRUE(std::holds_alternative<SlotIdx>(
+        cache->begin_load(key, used ? SlotCache::Purpose::kDemand : purpose)));
+    cache->finish_load(key);
+  }
+  return cache;
+}
+
+TEST(Policy, WhatAGuessBroughtIsWorthAUseUntilItsLayerHasRun) {
+  for (const char* const name : {"decayed-lfu", "edge", "forecast", "lfru", "lfu"}) {
+    const ExpertKey guessed = make_key(1, 0);
+    const ExpertKey newcomer = make_key(2, 0);
+    const auto hint = [&](SlotCache& cache) {
+      return std::holds_alternative<SlotIdx>(cache.begin_load(newcomer, SlotCache::Purpose::kHint));
+    };
+    const auto demanded = with_an_unused_expert(name, SlotCache::Purpose::kDemand);
+    EXPECT_TRUE(hint(*demanded)) << name << ": nobody has used it: any guess is worth more";
+    const auto waiting = with_an_unused_expert(name, SlotCache::Purpose::kHint);
+    EXPECT_FALSE(hint(*waiting)) << name << ": one guess is worth no more than the other";
+    const auto refuted = with_an_unused_expert(name, SlotCache::Purpose::kHint);
+    const std::vector<ExpertIdx> others = {ExpertIdx{5}};
+    refuted->touch({.step = 1, .layer = LayerIdx{1}, .experts = others});
+    EXPECT_TRUE(hint(*refuted)) << name;
+    EXPECT_EQ(refuted->state(guessed), SlotState::kEmpty) << name;
+  }
+}
+
 TEST(EdgePolicy, UsesOutweighDistance) {
   Replay replay("edge", 2);
   // Seen from layer 1: (0, 0) has 4 uses at distance 3, (2, 0) has 1 use at distance 1.
@@ -250,9 +286,10 @@ TEST(MakePolicy, AnUnknownNameIsAnsweredWithThoseThereAre) {
     (void)make_policy("mru", kShape);
     FAIL() << "mru made a policy";
   } catch (const ConfigError& error) {
-    EXPECT_THAT(error.what(), HasSubstr("got \"mru\", expected one of decayed-lfu, edge, "
-                                        "edge:printed, fifo, forecast, forecast:always, least-stale, "
-                                        "lfru, lfu, lru, plec, s3-fifo, static"));
+    EXPECT_THAT(error.what(),
+                HasSubstr("got \"mru\", expected one of decayed-lfu, edge, "
+                          "edge:printed, fifo, forecast, forecast:always, least-stale, "
+                          "lfru, lfu, lru, plec, s3-fifo, static"));
   }
   EXPECT_THROW((void)make_policy("", kShape), ConfigError);
   EXPECT_THROW((void)make_policy(std::string(1 << 20, 'x'), kShape), ConfigError);

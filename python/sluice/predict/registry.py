@@ -24,6 +24,8 @@ _PLACES = {
     "prompt-ema": "training_free.prompt_ema:PromptEma",
     "next-gate": "training_free.next_gate:NextGate",
     "forecaster": "networks.forecaster:Forecaster",
+    "layer-mlp": "networks.layer_mlp:LayerMlp",
+    "state-mlp": "networks.layer_mlp:StateMlp",
 }
 
 

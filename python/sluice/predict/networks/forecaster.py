@@ -16,7 +16,7 @@ from sluice.predict.arrays import multi_hot, take
 from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.networks.forecast_head import CONTEXT, ForecastHead
-from sluice.predict.networks.futures import WINDOW, Likeness, LiveRecall, Looking, Stretch, recall
+from sluice.predict.networks.futures import WINDOW, LiveRecall, recall
 from sluice.predict.networks.history import (
     History,
     Inputs,
@@ -24,6 +24,7 @@ from sluice.predict.networks.history import (
     routes_as_ones,
     with_recalled,
 )
+from sluice.predict.networks.neighbours import Likeness, Looking, Stretch
 from sluice.predict.networks.replay import misses
 from sluice.predict.networks.training import anneal, check_ranges, load_module, module_state, seeded
 from sluice.predict.networks.usage import Usage, advance
@@ -170,7 +171,7 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         """`[B, S, E, G]` of all tokens in turn."""
         if self._head is None or self._rows is None:
             return
-        stream = _stretch(trace)
+        stream = Stretch.of(trace)
         blocks = recall(stream, self._rows, self._likeness(), recent=self.settings.recent_tokens)
         with torch.no_grad():
             history = History(trace)
@@ -186,7 +187,7 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         settings = self.settings
         self._choice = _DEFAULT_CHOICE
         rng = np.random.default_rng(seed)
-        self._rows = _remembered(trace, settings.memory_tokens, rng)
+        self._rows = Stretch.drawn(trace, settings.memory_tokens, rng)
         followed, sure = self._recalled(trace)
         with seeded(seed):
             head = ForecastHead(
@@ -237,7 +238,7 @@ class Forecaster(BasePredictor[ForecasterSettings]):
 
     def _recalled(self, trace: Trace) -> tuple[torch.Tensor, torch.Tensor]:
         """What followed tokens like each fitted one, in the other sequences and its own past."""
-        stream = _stretch(trace)
+        stream = Stretch.of(trace)
         blocks = recall(stream, stream, self._likeness(), recent=0, leave_out=True)
         parts = [(followed.half(), sure) for _, followed, sure in blocks]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
@@ -287,15 +288,8 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         )
         load_module(head, arrays)
         self._head = head.eval()
-        routes = take(arrays, "memory.routes", (-1, shape.num_layers, shape.top_k), np.int16)
-        sequence = take(arrays, "memory.sequence", (len(routes),), np.int64)
         choice = take(arrays, "choice", (len(SHARES),), np.int64)
-        if routes.size and (routes.min() < -1 or routes.max() >= shape.num_experts):
-            raise ConfigError(
-                f"{self.name}: got expert {routes.max()} in its memory, expected one below "
-                f"{shape.num_experts}"
-            )
-        self._rows = Stretch(routes, sequence, shape.num_experts)
+        self._rows = Stretch.of_state(arrays, shape)
         self._choice = tuple(int(i) for i in np.clip(choice, 0, len(DISCOUNTS) - 1))
         self.reset()
 
@@ -447,26 +441,7 @@ class Forecaster(BasePredictor[ForecasterSettings]):
     def _hand_over(self, memory: _Memory) -> None:
         routes, next_uses = memory.pending.pop(0)
         if self._recall is not None:
-            memory.column = self._recall.add(routes, next_uses, memory.column)
-
-
-def _stretch(trace: Trace) -> Stretch:
-    sequence = np.zeros(trace.num_tokens, np.int64)
-    for number, each in enumerate(trace.sequences):
-        sequence[each.rows] = number
-    return Stretch(trace.experts, sequence, trace.num_experts)
-
-
-def _remembered(trace: Trace, most: int, rng: np.random.Generator) -> Stretch:
-    """Whole sequences, drawn until there is no room for the next."""
-    kept: list[int] = []
-    tokens = 0
-    for i in rng.permutation(len(trace.sequences)):
-        if tokens + trace.sequences[i].length <= most or not kept:
-            kept.append(int(i))
-            tokens += trace.sequences[i].length
-    chosen = _stretch(trace.select(sorted(kept)))
-    return Stretch(chosen.routes[:most], chosen.sequence[:most], chosen.num_experts)
+            memory.column = self._recall.add_with_future(routes, next_uses, memory.column)
 
 
 def _interleaved(trace: Trace, rng: np.random.Generator) -> list[int]:

@@ -49,6 +49,7 @@ class _Open:
     step: Step
     cache: Any
     known: Known | None
+    rows: int
     layers: int = 0
     rows_fit: bool = True
 
@@ -191,7 +192,7 @@ class Tap:
             return
         step = forward.step
         forward.layers += 1
-        forward.rows_fit &= ids.shape[0] == len(step.requests) * step.tokens
+        forward.rows_fit &= len(ids) == forward.rows
         for observer in self._observers:
             observer.routed(step, layer, hidden, ids, weights)
 
@@ -226,7 +227,7 @@ class Tap:
             tasks=known.tasks,
         )
         self._steps += 1
-        return _Open(module, step, cache, known if traceable else None)
+        return _Open(module, step, cache, known if traceable else None, batch * tokens)
 
     def _requests_of(self, cache: Any, batch: int) -> tuple[Known, bool, bool]:
         """Who runs: (requests, whether they begin, whether they are known from the beginning)."""

@@ -254,6 +254,30 @@ def test_assisted_decoding_is_recorded_only_where_nothing_was_taken_back(model: 
             assert found.token_ids.tolist() == out[0, : found.num_tokens].tolist()
 
 
+def test_the_heaviest_comes_first_and_what_is_no_expert_last(model: Any) -> None:
+    def shuffle(_: Any, args: Any) -> Any:
+        hidden, ids, weights = args
+        ids, weights = ids.flip(1).clone(), weights.flip(1)  # as a router that does not sort
+        ids[0, 1] = 8  # of eight: no expert, however heavy
+        return hidden, ids, weights
+
+    site = tiny.sites_of(model)["model.layers.1.mlp.experts"]
+    handle = site.register_forward_pre_hook(shuffle)
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+    seen = site.register_forward_pre_hook(lambda _, args: given.append(args[1:]))
+    with torch.no_grad(), model.sluice.record() as recorder:
+        model(PROMPT[:1])
+    handle.remove()
+    seen.remove()
+    found = recorder.trace()
+    ids, weights = (tensor.numpy() for tensor in given[0])
+    assert found.weights is not None
+    assert (found.experts[1:, 1] == ids[1:, ::-1]).all()
+    np.testing.assert_allclose(found.weights[1:, 1], weights[1:, ::-1], rtol=1e-6)
+    assert found.experts[0, 1].tolist() == [ids[0, 0], -1]
+    np.testing.assert_allclose(found.weights[0, 1], [weights[0, 0], 0.0], rtol=1e-6)
+
+
 def test_ids_and_states_are_kept_when_asked_for(model: Any) -> None:
     entered: list[torch.Tensor] = []
     site = tiny.sites_of(model)["model.layers.1.mlp.experts"]

@@ -26,6 +26,7 @@ _PLACES = {
     "forecaster": "networks.forecaster:Forecaster",
     "layer-mlp": "networks.layer_mlp:LayerMlp",
     "state-mlp": "networks.layer_mlp:StateMlp",
+    "routing-path": "networks.routing_path:RoutingPath",
 }
 
 

@@ -36,6 +36,11 @@ CASES: dict[str, Case] = {
     "expert-map by states": ("expert-map", {"capacity": 50, "key": "states"}, {"hidden": 6}),
     "expert-map adapting": ("expert-map", {"capacity": 50, "adapt": True}, {}),
     "next-gate": ("next-gate", {"max_layers": 2}, {"hidden": 6}),
+    "routing-path": (
+        "routing-path",
+        {"width": 16, "heads": 2, "layers": 2, "window": 5, "epochs": 2, "sequence_tokens": 16},
+        {},
+    ),
     "layer-mlp": ("layer-mlp", {"epochs": 1, "hidden": 8, "units": 4, "recent_tokens": 9}, {}),
     "state-mlp": ("state-mlp", {"epochs": 1, "hidden": 8, "max_layers": 2}, {"hidden": 6}),
     "forecaster": ("forecaster", {"epochs": 1, "hidden": 8, "units": 4}, {}),

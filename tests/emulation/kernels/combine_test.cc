@@ -78,6 +78,59 @@ TEST(CombineGpu, GivesTheBitsOfTheHost) {
   }
 }
 
+TEST(ScatterRows, GivesEachEntryItsRowWidened) {
+  std::mt19937 random(43);
+  std::normal_distribution<float> normal;
+  std::size_t i = 0;
+  for (const DType compact : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (const std::int64_t hidden : {8, 24, 1024, 1032}) {
+      // Positions: all, one alone in the middle, more than there are.
+      struct Range {
+        std::int64_t first, count;
+      };
+      for (const Range& range : {Range{0, 5}, Range{2, 1}, Range{3, 4}}) {
+        schedule(i++).set_up();
+        constexpr std::int32_t kEntries = 7;
+        constexpr std::int32_t kRouted = 5;  // by expert: 2, 0, 3
+        const std::vector<std::int32_t> offsets = {0, 2, 2, kRouted};
+        std::vector<std::int32_t> entries(kEntries);
+        for (std::int32_t e = 0; e < kEntries; ++e) entries[static_cast<std::size_t>(e)] = e;
+        std::shuffle(entries.begin(), entries.end(), random);
+        std::vector<float> rows(static_cast<std::size_t>(kEntries * hidden));
+        for (float& value : rows) value = normal(random);
+        const auto bytes = encode(compact, rows);
+        const std::vector<float> widened = decode(compact, bytes);
+        std::vector<std::byte> expected(rows.size() * sizeof(float), std::byte{0xff});
+        for (std::int64_t p = range.first; p < range.first + range.count && p < kRouted; ++p) {
+          const std::int64_t entry = entries[static_cast<std::size_t>(p)];
+          std::memcpy(expected.data() + static_cast<std::size_t>(entry * hidden) * sizeof(float),
+                      widened.data() + p * hidden,
+                      static_cast<std::size_t>(hidden) * sizeof(float));
+        }
+
+        const DeviceArray<std::byte> compact_device(bytes);
+        const DeviceArray<std::int32_t> offsets_device(offsets);
+        const DeviceArray<std::int32_t> entries_device(entries);
+        const DeviceArray<float> scratch(rows.size());
+        const Stream stream(i % 2 == 0);
+        launch_scatter_rows({.first = range.first,
+                             .num_rows = range.count,
+                             .hidden = hidden,
+                             .num_experts = 3,
+                             .compact = compact},
+                            {.compact = compact_device.data(),
+                             .offsets = offsets_device.data(),
+                             .rows = entries_device.data(),
+                             .scratch = scratch.data()},
+                            stream.handle());
+        ASSERT_EQ(encode(DType::kF32, scratch.read()), expected)
+            << dtype_name(compact) << ", H " << hidden << ", from " << range.first << " on "
+            << range.count;
+      }
+    }
+  }
+}
+
 TEST(CombineGpu, RefusesWidthsByName) {
   Schedule{}.set_up();
   const DeviceArray<float> rows(16);
@@ -86,6 +139,11 @@ TEST(CombineGpu, RefusesWidthsByName) {
                    {.scratch = rows.data(), .out = rows.data()}, {});
   });
   EXPECT_NE(width.find("combine: got a hidden width of 12"), std::string::npos) << width;
+  const auto nothing = refusal<ConfigError>([&] {
+    launch_combine({.num_tokens = 1, .top_k = 1, .hidden = 0, .num_experts = 1},
+                   {.scratch = rows.data(), .out = rows.data()}, {});
+  });
+  EXPECT_NE(nothing.find("combine: got a hidden width of 0"), std::string::npos) << nothing;
   const auto askew = refusal<ConfigError>([&] {
     launch_scatter_rows({.num_rows = 1, .hidden = 8, .num_experts = 1},
                         {.compact = rows.data() + 1, .scratch = rows.data()}, {});
@@ -118,7 +176,14 @@ TEST(ReadBandwidth, AddsUpEveryWordOnce) {
     EXPECT_EQ(sum, expected) << bytes << " bytes";
   }
   const DeviceArray<std::uint32_t> data(std::vector<std::uint32_t>(8));
-  EXPECT_THROW(launch_read_bandwidth(data.data(), 20, data.data(), {}, {}), ConfigError);
+  for (const std::size_t bytes : {4u, 20u, 24u}) {
+    const auto refused = refusal<ConfigError>(
+        [&] { launch_read_bandwidth(data.data(), bytes, data.data(), {}, {}); });
+    EXPECT_EQ(refused.find("read_bandwidth: got " + std::to_string(bytes) +
+                           " bytes, expected a multiple of 16"),
+              0u)
+        << refused;
+  }
 }
 
 }  // namespace

@@ -400,6 +400,22 @@ TEST(ExpertGemv, TouchesNothingOfASlotButItsSections) {
   simt::clear_forbidden();
 }
 
+TEST(ExpertGemv, LeavesAloneAnExpertThatItsTableDoesNotHave) {
+  std::mt19937 random(20);
+  for (const std::int64_t intermediate : {8, 520}) {  // one item of an expert, several
+    Schedule{}.set_up();
+    Case c;
+    c.problem = {.hidden = 16, .intermediate = intermediate};
+    c.counts = {2, 1, 3};
+    Rig rig(c, Values::kNormal, random);
+    const auto all = results(rig, rig.experts.table({0, 1, 2}));
+    const auto without = results(rig, rig.experts.table({0, 2}));
+    EXPECT_EQ(without[0], all[0]) << c.text();
+    EXPECT_TRUE(untouched(without[1])) << c.text();
+    EXPECT_EQ(without[2], all[2]) << c.text();
+  }
+}
+
 TEST(ExpertGemv, NothingToDoIsNothingDone) {
   std::mt19937 random(17);
   Schedule{}.set_up();

@@ -384,6 +384,28 @@ TEST(ExpertTiles, BitsIgnoreTheWaveTheListAndTheTokensBeside) {
   }
 }
 
+TEST(ExpertTiles, LeaveAloneAnExpertThatTheirTableDoesNotHave) {
+  std::mt19937 random(28);
+  for (const std::int64_t intermediate : {8, 136}) {  // one item of an expert, several
+    Schedule{}.set_up();
+    Case c;
+    c.problem = {.hidden = 16, .intermediate = intermediate};
+    c.counts = {2, 1, 3};
+    Rig rig(c, Values::kNormal, random);
+    const auto all = rig.gate_up(rig.experts.table({0, 1, 2}));
+    const auto without = rig.gate_up(rig.experts.table({0, 2}));
+    for_each_row(rig, [&](int e, int p, bool) {
+      const auto row = row_bytes(without, DType::kBF16, p, intermediate);
+      if (e == 1) {
+        ASSERT_TRUE(untouched(row)) << c.text() << ": position " << p;
+      } else {
+        ASSERT_EQ(row, row_bytes(all, DType::kBF16, p, intermediate))
+            << c.text() << ": position " << p;
+      }
+    });
+  }
+}
+
 TEST(ExpertTiles, RefuseWhatTheyCannotServeByName) {
   std::mt19937 random(27);
   Schedule{}.set_up();

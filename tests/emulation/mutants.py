@@ -33,6 +33,7 @@ RULES = [
     ("max to min", r"\bmax\(", "min("),
     ("zero to one", r"(?<![\w.])0(?![\w.])", "1"),
 ]
+LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"')
 INTEGER = re.compile(r"(?<![\w.])(?:[2-9]|[1-9]\d+)(?![\w.])")
 # Declarations, comments and what no thread runs.
 SKIPPED = re.compile(
@@ -58,16 +59,17 @@ class Mutant:
 
 
 def mutants_of(file: str, source: str) -> Iterator[Mutant]:
-    """Every place of every rule, line by line."""
+    """Every place of every rule, line by line. What a message says is no place."""
     for number, line in enumerate(source.splitlines(), 1):
         code = line.split("//")[0].rstrip()
         if not code or SKIPPED.search(code):
             continue
+        places = LITERAL.sub(lambda literal: "\0" * len(literal[0]), code)
         for rule, pattern, replacement in RULES:
-            for match in re.finditer(pattern, code):
+            for match in re.finditer(pattern, places):
                 text = code[: match.start()] + match.expand(replacement) + code[match.end() :]
                 yield Mutant(file, number, rule, code, text)
-        for match in INTEGER.finditer(code):
+        for match in INTEGER.finditer(places):
             halved = str(int(match[0]) // 2)
             text = code[: match.start()] + halved + code[match.end() :]
             yield Mutant(file, number, f"{match[0]} to {halved}", code, text)

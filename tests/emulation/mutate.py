@@ -8,7 +8,8 @@ that source's tests run until one fails. An object that equals the unchanged one
 unchanged kernels come first, as control: a test that fails by itself would kill every mutant.
 
 All happens in a copy of the tree, taken once, under build/mutants: a sweep that is stopped goes on
-where it was, `--fresh` copies the tree as it is now and forgets the verdicts. mutants.toml explains
+where it was. `--retry-survivors` copies the tree as it is now and keeps what died in files that are
+as they were: the way to judge better tests; `--fresh` forgets every verdict. mutants.toml explains
 the survivors: one that it does not name fails, and so does a name that survives no longer.
 """
 
@@ -44,6 +45,7 @@ FLAVOURS = ("fast", "checked")
 TESTS = {
     "bandwidth": ("combine_test",),
     "combine": ("combine_test", "layer_test"),
+    "dependent_launch": ("cuda_surroundings_test",),
     "route": ("route_test", "layer_test"),
     "expert_gemv": ("expert_gemv_test", "layer_test"),
     "expert_tiles": ("expert_tiles_test", "layer_test"),
@@ -53,7 +55,10 @@ HEADERS = ("kernels/elementwise.h",)  # of the kernels, beside every .cuh
 
 def tests_of(source: str) -> tuple[str, ...]:
     stem = Path(source).stem
-    return next(tests for prefix, tests in TESTS.items() if stem.startswith(prefix))
+    for prefix, tests in TESTS.items():
+        if stem.startswith(prefix):
+            return tests
+    sys.exit(f"mutate: got {source}, expected a kernel that TESTS names; add its tests there")
 
 
 def say(text: str) -> None:
@@ -72,7 +77,6 @@ def call(command: str | list[str]) -> bool:
 
 def copy_tree() -> None:
     """The working tree, committed or not. Files of the same bytes keep their time, for ninja."""
-    VERDICTS.unlink(missing_ok=True)
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -86,6 +90,21 @@ def copy_tree() -> None:
         if not target.is_file() or target.read_bytes() != source.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+
+
+def renew_tree() -> None:
+    """The tree as it is now. Of the verdicts stay those in unchanged files, survivors apart."""
+    before = {path: path.read_bytes() for path in (TREE / "kernels").iterdir()}
+    copy_tree()
+    lines = VERDICTS.read_text().splitlines(keepends=True) if VERDICTS.exists() else []
+    kept: list[str] = []
+    for line in lines:
+        entry = json.loads(line)
+        path = TREE / entry["mutant"]["file"]
+        unchanged = path.exists() and path.read_bytes() == before[path]
+        if unchanged and entry["result"]["verdict"] != "survived":
+            kept.append(line)
+    VERDICTS.write_text("".join(kept))
 
 
 def build(jobs: int) -> None:
@@ -304,15 +323,23 @@ def main() -> int:
     parser.add_argument("files", nargs="*", help="relative to the root; all kernels without")
     parser.add_argument("--sample", type=int, help="try this many, chosen by --seed")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--fresh", action="store_true", help="from the tree as it is now")
+    parser.add_argument(
+        "--retry-survivors", action="store_true", help="on the tree as it is now; the dead stay"
+    )
+    parser.add_argument("--fresh", action="store_true", help="all, on the tree as it is now")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
 
     COPY.mkdir(parents=True, exist_ok=True)
     if arguments.fresh or not TREE.exists():
+        VERDICTS.unlink(missing_ok=True)
         copy_tree()
+    elif arguments.retry_survivors:
+        renew_tree()
     build(arguments.jobs)
     units = find_units()
+    for unit in units:
+        tests_of(unit.source)
     kernels = sorted(
         {u.source for u in units}
         | {f for u in units for f in u.reads if f.endswith(".cuh")}
@@ -331,7 +358,9 @@ def main() -> int:
         for line in VERDICTS.read_text().splitlines():
             entry = json.loads(line)
             tried[Mutant(**entry["mutant"])] = entry["result"]
-    left = [m for m in mutants if m not in tried]
+    # The files that are compiled soonest first, so that a sweep that is stopped has judged many.
+    cost = {f: sum(u.object_bytes for u in units if f in u.reads) for f in files}
+    left = sorted((m for m in mutants if m not in tried), key=lambda m: cost[m.file])
     if left:
         tests = Tests()
         tests.run_control()

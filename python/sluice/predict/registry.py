@@ -20,12 +20,14 @@ _PLACES = {
     "decayed-frequency": "training_free.decayed_frequency:DecayedFrequency",
     "token-table": "training_free.token_table:TokenTable",
     "path-table": "training_free.path_table:PathTable",
+    "path-neighbours": "training_free.path_neighbours:PathNeighbours",
     "expert-map": "training_free.expert_map:ExpertMap",
     "prompt-ema": "training_free.prompt_ema:PromptEma",
     "next-gate": "training_free.next_gate:NextGate",
     "forecaster": "networks.forecaster:Forecaster",
     "layer-mlp": "networks.layer_mlp:LayerMlp",
     "state-mlp": "networks.layer_mlp:StateMlp",
+    "prompt-encoder": "networks.prompt_encoder:PromptEncoder",
     "routing-path": "networks.routing_path:RoutingPath",
 }
 

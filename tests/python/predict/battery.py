@@ -35,7 +35,23 @@ CASES: dict[str, Case] = {
     "expert-map": ("expert-map", {"capacity": 50}, {}),
     "expert-map by states": ("expert-map", {"capacity": 50, "key": "states"}, {"hidden": 6}),
     "expert-map adapting": ("expert-map", {"capacity": 50, "adapt": True}, {}),
+    "path-neighbours": ("path-neighbours", {"neighbours": 6}, {}),
+    "path-neighbours adapting": (
+        "path-neighbours",
+        {"neighbours": 6, "adapt": True, "adapt_tokens": 5},
+        {},
+    ),
     "next-gate": ("next-gate", {"max_layers": 2}, {"hidden": 6}),
+    "prompt-encoder": (
+        "prompt-encoder",
+        {"period": 1, "width": 8, "heads": 2, "layers": 1, "batches": 4},
+        {},
+    ),
+    "prompt-encoder layer by layer": (
+        "prompt-encoder",
+        {"period": 2, "mode": "L", "width": 8, "heads": 2, "layers": 1, "batches": 4},
+        {},
+    ),
     "routing-path": (
         "routing-path",
         {"width": 16, "heads": 2, "layers": 2, "window": 5, "epochs": 2, "sequence_tokens": 16},

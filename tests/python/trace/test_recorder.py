@@ -19,6 +19,7 @@ from transformers import DynamicCache
 import sluice
 from sluice import trace
 from sluice.errors import ConfigError
+from sluice.hf.cache_rows import Known, is_empty
 from sluice.hf.steps import PredictorObserver
 from sluice.predict import RoutingEvent
 
@@ -200,6 +201,8 @@ def test_beams_are_refused_and_counted(model: Any) -> None:
     with model.sluice.record() as recorder:
         assert torch.equal(tiny.greedy(model, num_beams=3), expected)
         dropped(model, recorder, "untraceable_forwards")
+        # From the first forward on, not only once their rows have moved.
+        assert "requests_with_moved_rows" not in model.sluice.stats().degradations
         tiny.greedy(model, PROMPT[:1])
         assert [s.length for s in recorder.trace()] == [12]
 
@@ -229,6 +232,24 @@ def test_a_cache_that_was_reworked_gives_its_requests_back(
             rows = cache.layers[0].keys.shape[0]
             model(input_ids=torch.full((rows, 1), 9), **{name: cache})
         dropped(model, recorder, "requests_with_moved_rows")
+
+
+def test_a_cache_that_keeps_its_tensors_is_told_by_its_length() -> None:
+    class InPlace:
+        layers = ()
+        length = 5
+
+        def get_seq_length(self) -> int:
+            return self.length
+
+    cache, known = InPlace(), Known(np.arange(1), ("",), length=5)
+    assert known.untouched(cache) and not is_empty(cache, known)
+    cache.length = 3
+    assert not known.untouched(cache)
+    cache.length = 0
+    assert is_empty(cache, known)
+    known.tells_length = False  # a cache of states, without a length
+    assert known.untouched(cache) and not is_empty(cache, known)
 
 
 def test_a_past_that_nobody_saw_is_no_beginning(model: Any) -> None:
@@ -371,6 +392,7 @@ def test_an_interrupted_forward_does_not_swallow_the_next(model: Any) -> None:
         handle.remove()
         tiny.greedy(model, PROMPT[:1])
         assert [s.length for s in recorder.trace()] == [12]
+    assert model.sluice.stats().degradations["incomplete_forwards"] == 1
 
 
 def test_recording_changes_nothing_and_leaves_nothing(model: Any) -> None:

@@ -17,6 +17,8 @@ from sluice.errors import ConfigError
 BACKINGS = ("auto", "ram", "disk")
 HOST_TIERS = ("inclusive", "none")
 PREFILLS = ("stream", "cache")
+PRESETS = {"edgemoe": ("edge", "path-table"), "expertflow": ("plec", "routing-path")}
+"""Preset → policy, kind of predictor."""
 VERIFICATIONS = ("first", "always", "never")
 MAX_IO_THREADS = 64
 CHUNK_RANGE = (4096, 4 << 20)
@@ -50,9 +52,15 @@ class OffloadOptions:
             empty them, or all where they hold less than a quarter of the layer; "cache" all.
         policy: Who leaves when a slot is needed: "decayed-lfu" (`"decayed-lfu:16"` sets the
             half-life in steps), "lru", "lfu", "fifo", "lfru", "s3-fifo", "least-stale", "static",
-            "edge", "edge:printed", or, of a predictor's keep-scores, "forecast" and "plec". Default
-            "decayed-lfu": routing is skewed, and the skew drifts. Costs nothing measurable either
-            way.
+            "edge", "edge:printed", or, of a predictor's keep-scores, "forecast" and "plec". "auto"
+            is "decayed-lfu", for routing is skewed and the skew drifts; beside a predictor "forecast",
+            which is the same until the predictor proves better.
+        predictor: What guesses who comes next: a folder that `sluice train` wrote, a name of
+            `sluice.predict.names()`, or an object of one's own. None: nothing is guessed. Wrong
+            guesses cost a little of the link and never change a result.
+        preset: A published system out of these parts: "edgemoe" (policy "edge", a trained
+            "path-table") or "expertflow" (policy "plec", a trained "routing-path"); `predictor`
+            is then a folder of that kind. None: as the other fields say.
         pack: Where packed experts come from. "auto" reads a pack beside the checkpoint, or one made
             before, and makes one where weights need arithmetic first; "none" never makes one; a
             path names one. A pack costs its size on disk, and reads without gaps.
@@ -85,7 +93,9 @@ class OffloadOptions:
     host_tier: str = "inclusive"
     pinned_cap: int | str | None = None
     prefill: str = "stream"
-    policy: str = "decayed-lfu"
+    policy: str = "auto"
+    predictor: Any = None
+    preset: str | None = None
     pack: str = "auto"
     offload_dir: str | None = None
     backing: str = "auto"
@@ -114,7 +124,8 @@ class OffloadOptions:
                 "expert stays in RAM; leave one of them out"
             )
         _check_choice("prefill", self.prefill, PREFILLS)
-        _check_policy(self.policy)
+        set_field(self, "policy", _policy(self.policy, self.predictor, self.preset))
+        set_field(self, "predictor", _predictor(self.predictor))
         _check_choice("backing", self.backing, BACKINGS)
         _check_choice("verify", self.verify, VERIFICATIONS)
         _check_threads(self.io_threads)
@@ -141,9 +152,11 @@ class OffloadOptions:
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them."""
-        fields = dataclasses.asdict(self)
+        """All fields as JSON can hold them; a predictor that is an object by its name."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["exclude"] = list(self.exclude)
+        if not isinstance(self.predictor, str | None):
+            fields["predictor"] = self.predictor.name
         return fields
 
     def budget_bytes(self, total_slot_bytes: int) -> int:
@@ -218,6 +231,47 @@ def _check_host_memory(value: object) -> None:
     kind, amount = _size("host_memory", value)
     if amount <= 0 or (kind == "share" and amount > 1):
         raise ConfigError(f'host_memory: got {value!r}, expected more than 0, at most "100%"')
+
+
+def _policy(value: object, predictor: object, preset: object) -> str:
+    """The policy's name, where none was given the one that goes with the rest."""
+    if preset is not None:
+        _check_choice("preset", preset, tuple(PRESETS))
+        policy, kind = PRESETS[str(preset)]
+        if predictor is None:
+            raise ConfigError(
+                f"preset: got {preset!r} without predictor=, expected a folder of a trained one: "
+                f"`sluice train {kind} --trace FILE --out FOLDER`"
+            )
+        if value not in ("auto", policy):
+            raise ConfigError(
+                f"policy: got {value!r} beside preset={preset!r}, expected none or {policy!r}"
+            )
+        return policy
+    if value == "auto":
+        return "decayed-lfu" if predictor is None else "forecast"
+    _check_policy(value)
+    return str(value)
+
+
+def _predictor(value: Any) -> Any:
+    """A name, a path, or an object that speaks the protocol."""
+    if value is None:
+        return None
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    made = value() if isinstance(value, type) else value
+    missing = [
+        name
+        for name in ("name", "begin_step", "observe", "plan", "forecast")
+        if not hasattr(made, name)
+    ]
+    if missing:
+        raise ConfigError(
+            f"predictor: got {made!r} without {', '.join(missing)}, expected a folder, a name, or "
+            "an object with name, begin_step, observe, plan and forecast"
+        )
+    return made
 
 
 def _check_policy(value: object) -> None:

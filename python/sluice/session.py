@@ -23,6 +23,7 @@ from sluice.timeline import Span, nvtx_wanted, write_chrome_trace
 if TYPE_CHECKING:
     import torch
 
+    from sluice.foresight import Foresight
     from sluice.hf.tap import Tap
     from sluice.trace.recorder import Recorder
 
@@ -232,6 +233,31 @@ class Session:
         return Recorder(
             self, path, token_ids=token_ids, hidden=hidden, task=task, max_bytes=max_bytes
         )
+
+    def predict(self, predictor: Any) -> Foresight:
+        """Has a predictor follow the model from its next forward on, beside those that do already.
+
+        Args:
+            predictor: A folder that `sluice train` wrote, a name, a class or an object: anything
+                that `sluice.predict.make` takes.
+
+        Returns:
+            What follows; its `close` ends it, as does the session's.
+
+        Raises:
+            ConfigError: No such predictor, one that is not fitted, or a session without a model.
+            CheckpointError: The folder is damaged, or of another model.
+        """
+        from sluice.foresight import Foresight
+        from sluice.predict import make
+
+        made: Any = make(predictor, model_fingerprint=self.fingerprint)
+        if getattr(made, "shape", ...) is None and getattr(made, "needs_fit", False):
+            raise ConfigError(
+                f"predictor: got {made.name!r}, which knows nothing yet; expected a folder of a "
+                f"trained one: `sluice train {made.name} --trace FILE --out FOLDER`"
+            )
+        return Foresight(self, made)
 
     def forecast(self, scores: Any, *, first_layer: int = 0, age_steps: int = 0) -> None:
         """Says who should stay: the policies "forecast" and "plec" read it.

@@ -42,7 +42,13 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
         default="auto",
         help="cpu, cuda:N, or auto (default): the first GPU that this build computes on, else cpu",
     )
-    parser.add_argument("--policy", default="decayed-lfu", help="eviction policy")
+    parser.add_argument("--policy", default="auto", help="eviction policy")
+    parser.add_argument(
+        "--predictor", metavar="FOLDER", help="what `sluice train` wrote, or a predictor's name"
+    )
+    parser.add_argument(
+        "--preset", help='a published system: "edgemoe" or "expertflow", beside --predictor'
+    )
     parser.add_argument("--timeline", metavar="FILE", help="write a Chrome trace here")
     add_budget(parser, default=None, help_tail="no default: `sluice plan` shows what fits")
     add_host_memory(parser)
@@ -86,7 +92,11 @@ def run(args: argparse.Namespace) -> Outcome:
     from sluice.hf.devices import choose_device
 
     options = OffloadOptions(
-        device_memory=args.device_memory, host_memory=args.host_memory, policy=args.policy
+        device_memory=args.device_memory,
+        host_memory=args.host_memory,
+        policy=args.policy,
+        predictor=args.predictor,
+        preset=args.preset,
     )
     device = choose_device(args.device)
     model = load_causal_lm(folder, dtype=args.dtype, offload=options, device=device)

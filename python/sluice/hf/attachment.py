@@ -81,6 +81,8 @@ class Attachment:
         if generation is not None:
             self._generation = [(generation, getattr(generation, "disable_compile", None))]
             generation.disable_compile = True  # a captured graph would replay stale slots
+        if session.options.predictor is not None:
+            session.predict(session.options.predictor)
         _wrap_methods(model, self)
         object.__setattr__(model, "sluice", session)
         object.__setattr__(model, _ATTRIBUTE, self)

@@ -96,6 +96,7 @@ def headroom(routes: Routes, machine: Machine, *, expert_bytes: int, slots: int)
         ),
     ]
     arms: list[Arm] = []
+    bytes_per_token = 0.0
     for name, settings in plans:
         run = run_timed(routes, machine, expert_bytes=expert_bytes, slots=slots, **settings)
         stats, requests = run.stats, max(1, run.stats.requests)
@@ -109,14 +110,14 @@ def headroom(routes: Routes, machine: Machine, *, expert_bytes: int, slots: int)
                 wasted_bytes_per_token=stats.bytes_read_hint_wasted / run.num_tokens,
             )
         )
-        last_bytes = stats.bytes_read / run.num_tokens
+        bytes_per_token = stats.bytes_read / run.num_tokens
     return Headroom(
         slots=slots,
         experts=routes.num_layers * routes.num_experts,
         expert_bytes=expert_bytes,
         machine=machine,
         arms=tuple(arms),
-        link_bound=machine.bytes_per_second / last_bytes if last_bytes else float("inf"),
+        link_bound=machine.bytes_per_second / bytes_per_token if bytes_per_token else float("inf"),
         victims=_victims(routes, max(1, slots // routes.num_layers)),
     )
 

@@ -1,0 +1,169 @@
+"""A predictor beside a model: shown everything, believed by nobody's tokens."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hf import tiny
+
+import sluice
+from sluice.config import OffloadOptions
+from sluice.errors import ConfigError
+from sluice.predict import Guess, RoutingEvent
+
+PROMPT = tiny.PROMPT[:1]
+LAYERS = 3
+
+
+class Notes:
+    """A user's own predictor, written in a notebook: notes what it is shown, guesses at random."""
+
+    name = "notes"
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.events: list[RoutingEvent] = []
+        self.plans = 0
+        self.threads: set[int] = set()
+        self.rng = np.random.default_rng(0)
+
+    def begin_step(self, step: int, requests: Any, token_ids: Any, tasks: Sequence[str]) -> None:
+        self.steps.append(step)
+        self.threads.add(threading.get_ident())
+
+    def observe(self, event: RoutingEvent) -> None:
+        self.events.append(event)
+
+    def plan(self, horizon: int) -> list[Guess]:
+        self.plans += 1
+        experts = self.rng.integers(0, tiny.NUM_EXPERTS, 4)
+        return [Guess(layer, int(e), 0.9, 0) for layer in range(horizon) for e in experts[:2]]
+
+    def forecast(self) -> Any:
+        return self.rng.random((LAYERS, tiny.NUM_EXPERTS)).astype(np.float32)
+
+
+class Failing(Notes):
+    name = "failing"
+
+    def plan(self, horizon: int) -> list[Guess]:
+        raise RuntimeError("no idea")
+
+
+class Silent(Notes):
+    name = "silent"
+
+    def plan(self, horizon: int) -> list[Guess]:
+        return []
+
+    def forecast(self) -> None:
+        return None
+
+
+def generated(predictor: Any, **options: Any) -> tuple[torch.Tensor, sluice.Stats]:
+    model = tiny.build("mixtral")
+    with sluice.offload(model, device_memory="25%", predictor=predictor, **options) as session:
+        tokens = tiny.greedy(model, PROMPT)
+        return tokens, session.stats()
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("policy", ["auto", "plec", "edge", "lru"])
+def test_tokens_do_not_depend_on_a_predictor(policy: str) -> None:
+    expected, _ = generated(None)
+    for predictor in (Notes(), Silent(), "decayed-frequency"):
+        tokens, stats = generated(predictor, policy=policy)
+        assert torch.equal(tokens, expected), predictor
+        assert "predictor_failed" not in stats.degradations
+
+
+def test_a_predictor_is_shown_every_step_in_order_and_on_one_thread() -> None:
+    notes = Notes()
+    model = tiny.build("mixtral")
+    with sluice.offload(model, device_memory="25%", predictor=notes) as session:
+        with session.record() as recorder:
+            tiny.greedy(model, PROMPT)
+            tiny.greedy(model, PROMPT)
+        recorded = recorder.trace()
+        assert threading.get_ident() not in notes.threads and len(notes.threads) == 1
+    assert not any(t.name == "sluice-foresight" for t in threading.enumerate())
+    assert notes.plans > 0
+    # The last step is shown when another one begins; here none does.
+    steps = [event.step for event in notes.events]
+    assert steps == sorted(steps)
+    assert [event.layer for event in notes.events] == list(range(LAYERS)) * (len(steps) // LAYERS)
+    shown = np.concatenate([e.experts for e in notes.events if e.layer == 0])
+    truth = recorded.experts[:, 0]
+    assert len(truth) - 1 <= len(shown) <= len(truth)
+    assert np.array_equal(np.sort(shown, axis=1), np.sort(truth[: len(shown)], axis=1))
+
+
+def test_hints_and_keep_scores_reach_the_cache() -> None:
+    _, stats = generated(Notes())
+    assert stats.hints > 0
+    _, silent = generated(Silent())
+    assert silent.hints == 0
+
+
+def test_a_predictor_that_raises_is_left_alone_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected, _ = generated(None)
+    with caplog.at_level(logging.WARNING, logger="sluice"):
+        tokens, stats = generated(Failing())
+    assert torch.equal(tokens, expected)
+    assert stats.degradations["predictor_failed"] == 1
+    assert "predictor failing: RuntimeError: no idea; the model goes on without it" in caplog.text
+
+
+def test_several_may_follow_and_leave() -> None:
+    model = tiny.build("mixtral")
+    with sluice.offload(model, device_memory="25%") as session:
+        first, second = Notes(), Notes()
+        running = [session.predict(first), session.predict(second)]
+        tiny.greedy(model, PROMPT)
+        running[0].close()
+        running[0].close()
+        seen = len(first.steps)
+        tiny.greedy(model, PROMPT)
+        assert len(first.steps) == seen < len(second.steps)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"predictor": "token-tabel"}, "did you mean 'token-table'"),
+        ({"predictor": "token-table"}, "knows nothing yet; expected a folder of a trained one"),
+        ({"predictor": "/no/such/folder"}, "expected one of"),
+        ({"predictor": 3}, "without name, begin_step"),
+        ({"preset": "edgemoe"}, "sluice train path-table --trace FILE"),
+        ({"preset": "edge"}, "expected one of edgemoe, expertflow"),
+        ({"preset": "expertflow", "predictor": "x", "policy": "lru"}, "expected none or 'plec'"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_the_model_stays(
+    options: dict[str, Any], message: str
+) -> None:
+    model = tiny.build("mixtral")
+    stock = tiny.greedy(model, PROMPT)
+    with pytest.raises(ConfigError, match=message):
+        sluice.offload(model, device_memory="25%", **options)
+    assert torch.equal(tiny.greedy(model, PROMPT), stock)
+    assert not hasattr(model, "sluice")
+
+
+def test_the_policy_goes_with_the_predictor_unless_it_is_named() -> None:
+    assert OffloadOptions(device_memory=1).policy == "decayed-lfu"
+    assert OffloadOptions(device_memory=1, predictor="popularity").policy == "forecast"
+    named = OffloadOptions(device_memory=1, predictor=Notes, policy="lru")
+    assert named.policy == "lru"
+    assert named.to_dict()["predictor"] == "notes"
+    preset = OffloadOptions(device_memory=1, predictor="folder", preset="expertflow")
+    assert preset.policy == "plec"
+    assert OffloadOptions.from_dict(preset.to_dict()) == preset

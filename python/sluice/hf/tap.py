@@ -9,7 +9,7 @@ cache is empty; a forward with a cache that was seen continues its requests. Not
 changed. One that somebody else touched between two forwards, to reorder or repeat its rows or to
 cut it back (beam search, assisted decoding), is given up: its requests are taken back by `forget`,
 and whatever it runs later is a step of which `traceable` is False, as are the steps of a
-`generate` with beams and steps with a past that nobody saw.
+`generate` with beams, of continuous batching, and with a past that nobody saw.
 """
 
 from __future__ import annotations
@@ -210,11 +210,15 @@ class Tap:
         cache = cache_in(kwargs)
         known, begins, traceable = self._requests_of(cache, batch)
         real, understood = _real_tokens(kwargs.get("attention_mask"), cache, tokens)
-        traceable &= understood and not self._here.moves_rows
+        packed = kwargs.get("cu_seq_lens_q") is not None  # several texts in one row
+        traceable &= understood and not (packed or self._here.moves_rows)
         if not traceable:
             self._note("untraceable_forwards")
+        with self._lock:
+            index = self._steps
+            self._steps += 1
         step = Step(
-            index=self._steps,
+            index=index,
             requests=known.requests,
             tokens=tokens,
             begins=begins,
@@ -226,7 +230,6 @@ class Tap:
             ends=self._here.ends if batch > 1 else frozenset(),
             tasks=known.tasks,
         )
-        self._steps += 1
         return _Open(module, step, cache, known if traceable else None, batch * tokens)
 
     def _requests_of(self, cache: Any, batch: int) -> tuple[Known, bool, bool]:

@@ -261,6 +261,12 @@ def test_a_past_that_nobody_saw_is_no_beginning(model: Any) -> None:
             dropped(model, recorder, "untraceable_forwards")
 
 
+def test_several_texts_in_one_row_are_no_request(model: Any) -> None:
+    with torch.no_grad(), model.sluice.record() as recorder:
+        model(input_ids=PROMPT[:1], cu_seq_lens_q=torch.tensor([0, 2, 5]))
+        dropped(model, recorder, "untraceable_forwards")
+
+
 def test_assisted_decoding_is_recorded_only_where_nothing_was_taken_back(model: Any) -> None:
     text = tiny.greedy(model, PROMPT[:1], max_new_tokens=16)
     looping = torch.cat([text, text], dim=1)
@@ -377,6 +383,51 @@ def test_a_forward_that_fails_takes_its_request_with_it(
         found = recorder.trace()
     assert [s.length for s in found] == [12, 12]
     assert session.stats().degradations["incomplete_forwards"] == 1
+
+
+def drop_a_row(site: torch.nn.Module) -> list[Any]:
+    """Has a layer run all rows but the last, as a block that leaves some out would."""
+
+    def shorter(_: Any, args: Any) -> Any:
+        return tuple(tensor[:-1] for tensor in args)
+
+    def longer(_: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([output, output[-1:]])
+
+    return [site.register_forward_pre_hook(shorter), site.register_forward_hook(longer)]
+
+
+def skip_a_layer(site: torch.nn.Module) -> list[Any]:
+    forward = site.forward
+    site.forward = lambda hidden, *_: hidden  # type: ignore[method-assign]
+
+    class Restore:
+        def remove(self) -> None:
+            site.forward = forward  # type: ignore[method-assign]
+
+    return [Restore()]
+
+
+@pytest.mark.parametrize("change", [drop_a_row, skip_a_layer])
+def test_a_forward_that_leaves_something_out_is_not_recorded(model: Any, change: Any) -> None:
+    handles = change(tiny.sites_of(model)["model.layers.1.mlp.experts"])
+    with torch.no_grad(), model.sluice.record() as recorder:
+        model(PROMPT)
+        dropped(model, recorder, "incomplete_forwards")
+    for handle in handles:
+        handle.remove()
+
+
+def test_a_forward_that_fails_behind_its_layers_is_not_recorded(model: Any) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("behind the layers")
+
+    handle = model.lm_head.register_forward_pre_hook(fail)
+    with torch.no_grad(), model.sluice.record() as recorder:
+        with pytest.raises(ValueError, match="behind the layers"):
+            model(PROMPT)
+        dropped(model, recorder, "incomplete_forwards")
+    handle.remove()
 
 
 def test_an_interrupted_forward_does_not_swallow_the_next(model: Any) -> None:

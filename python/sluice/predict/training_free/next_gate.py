@@ -111,6 +111,29 @@ class NextGate(BasePredictor[NextGateSettings]):
         fitted = {"rates": self._rates, "steps": self._steps, "curves": self._curves}
         return arrays | {name: array for name, array in fitted.items() if array is not None}
 
+    def core_tables(self) -> tuple[str, dict[str, Any]] | None:
+        """What the core's scorer needs to look ahead inside of a forward; None without gates."""
+        if self._routers is None or self.shape is None:
+            return None
+        layers, experts, width = self._routers.gate.shape
+        far = self.settings.max_layers
+        steps = np.zeros((far, layers, width), np.float32) if self._steps is None else self._steps
+        curves = np.tile(np.array([1, 0], np.float32), (far, layers, 1))
+        arrays = self._routers.state() | {
+            "steps": steps,
+            "curves": curves if self._curves is None else self._curves,
+        }
+        flags = {name: arrays[name].astype(np.uint8) for name in ("sigmoid", "centred")}
+        return "gates", {
+            **arrays,
+            **flags,
+            "num_layers": layers,
+            "num_experts": experts,
+            "width": width,
+            "max_layers": far,
+            "top_k": self.shape.top_k,
+        }
+
     def load_state(self, arrays: Mapping[str, Array]) -> None:
         """Takes what `state` gave."""
         assert self.shape is not None

@@ -106,6 +106,17 @@ class PathTable(BasePredictor[PathTableSettings]):
                 arrays |= {f"{name}.keys": table.keys, f"{name}.rates": table.rates}
         return arrays
 
+    def core_tables(self) -> tuple[str, dict[str, Any]] | None:
+        """What the core's scorer needs to guess the next layer inside of a forward.
+
+        Returns:
+            Kind and tables; None where sets are keys, or where it follows the running sequence.
+        """
+        if self._pairs is None or self._by_sets() or self.settings.adapt:
+            return None
+        layers, experts, _ = self._pairs.shape
+        return "pairs", {"num_layers": layers, "num_experts": experts, "pairs": self._pairs}
+
     def load_state(self, arrays: Mapping[str, Array]) -> None:
         """Takes what `state` gave."""
         assert self.shape is not None

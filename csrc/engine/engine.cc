@@ -190,6 +190,27 @@ void check_args(const ForwardArgs& args, const ExpertStore& store) {
   });
 }
 
+void check_scorer(const Scorer::Shape& shape, const ExpertStore& store, Device& device) {
+  std::int32_t num_experts = 0;
+  bool same_width = shape.num_layers == store.num_layers();
+  for (std::int32_t l = 0; l < store.num_layers(); ++l) {
+    const StoredLayer& layer = store.layer(LayerIdx{l});
+    num_experts = std::max(num_experts, layer.num_experts);
+    same_width = same_width && (shape.width == 0 || layer.layout.hidden == shape.width);
+  }
+  require<ConfigError>(same_width && shape.num_experts == num_experts, [&] {
+    return "scorer: got one for " + std::to_string(shape.num_layers) + " layers of " +
+           std::to_string(shape.num_experts) + " experts, width " + std::to_string(shape.width) +
+           ", expected " + std::to_string(store.num_layers()) + " of " +
+           std::to_string(num_experts) + " and the model's width";
+  });
+  require<ConfigError>(shape.width == 0 || device.traits().slots_in_ram, [] {
+    return std::string(
+        "scorer: got one that reads hidden states beside a device with memory of its own, expected "
+        "one that reads routes");
+  });
+}
+
 }  // namespace
 
 void Engine::forward(const ForwardArgs& args) {
@@ -227,6 +248,13 @@ void Engine::forward(const ForwardArgs& args) {
 
 void Engine::hint(std::span<const Hint> hints) {
   if (!impl_->in_forked_child()) impl_->loader.hint(hints);
+}
+
+void Engine::set_scorer(std::unique_ptr<Scorer> scorer) {
+  Impl& impl = *impl_;
+  if (scorer) check_scorer(scorer->shape(), *impl.parts.store, *impl.parts.device);
+  const TurnGuard guard(impl.turn, "set_scorer", impl.parts.interrupted);
+  impl.run.set_scorer(std::move(scorer));
 }
 
 void Engine::publish(LayerIdx first_layer, std::span<const float> scores, std::int64_t age_steps) {

@@ -18,6 +18,7 @@
 #include "engine/hint.h"
 #include "engine/host_tier.h"
 #include "engine/memory_plan.h"
+#include "engine/scorer.h"
 #include "engine/stats.h"
 #include "engine/timeline.h"
 #include "kernels/gemm.h"
@@ -88,6 +89,9 @@ class Engine {
   void forward(const ForwardArgs& args);
   /// Queues guesses; those that cannot be taken are dropped and counted.
   void hint(std::span<const Hint> hints);
+  /// Who guesses inside of forwards from the next one on; null: nobody.
+  /// Errors: ConfigError on one for another model, or one that reads states that do not lie in RAM.
+  void set_scorer(std::unique_ptr<Scorer> scorer);
   /// Hands keep-scores, whole rows of layers from `first_layer` on, to the cache policies
   /// ("forecast" reads them, most do not), as made `age_steps` forwards ago. Errors: ConfigError on
   /// rows outside of the model.

@@ -90,6 +90,7 @@ void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
   try {
     open(args);
     place_all();
+    if (scorer_ && !report_.streamed) foresee();
     while (num_computed_ < needs_.size()) {
       collect();
       if (!compute_ready()) stall();
@@ -130,6 +131,27 @@ void LayerRun::warm() {
   const auto last = hints_.begin() + static_cast<std::ptrdiff_t>(std::min(share, hints_.size()));
   std::partial_sort(hints_.begin(), last, hints_.end(), is_better);
   hints_.erase(last, hints_.end());
+  parts_.loader.hint_absent(hints_);
+}
+
+// Guesses what comes while this call's loads are on their way.
+void LayerRun::foresee() {
+  const Nanos now = asked_at_;  // when the call began
+  if (began_at_ != 0) {
+    const Nanos between = now - began_at_;
+    between_calls_ =
+        between_calls_ == 0 ? between : between_calls_ + (between - between_calls_) / 8;
+  }
+  began_at_ = now;
+  guesses_.clear();
+  scorer_->score(*args_, *grouping_, guesses_);
+  hints_.clear();
+  for (const LayerGuess& guess : guesses_) {
+    hints_.push_back(
+        {.key = guess.key,
+         .probability = guess.probability,
+         .deadline = between_calls_ == 0 ? kNever : now + guess.layers_ahead * between_calls_});
+  }
   parts_.loader.hint_absent(hints_);
 }
 

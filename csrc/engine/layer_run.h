@@ -2,14 +2,17 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/compute.h"
 #include "engine/expert_loader.h"
 #include "engine/grouping.h"
 #include "engine/hint.h"
+#include "engine/scorer.h"
 
 namespace sluice {
 
@@ -42,6 +45,8 @@ class LayerRun {
   /// Errors: the first failed load's own error, Interrupted, what a callback throws; the session
   /// works on, every lease is returned.
   void run(const ForwardArgs& args, const LayerSpec& spec);
+  /// From the next call on; null: nobody guesses.
+  void set_scorer(std::unique_ptr<Scorer> scorer) { scorer_ = std::move(scorer); }
 
  private:
   struct Need {
@@ -69,6 +74,7 @@ class LayerRun {
   void mark_computed(std::span<const std::int32_t> computed);
   void stall();
   void warm();
+  void foresee();
   [[nodiscard]] Need& need(std::int32_t idx) { return needs_[static_cast<std::size_t>(idx)]; }
   [[nodiscard]] ExpertKey key_of(const Need& need) const;
   template <class Work>
@@ -96,6 +102,10 @@ class LayerRun {
   std::vector<Landing> landings_;
   std::vector<std::int64_t> tokens_of_;  // of a prompt, by slot_experts_
   std::vector<Hint> hints_;
+  std::unique_ptr<Scorer> scorer_;
+  std::vector<LayerGuess> guesses_;
+  Nanos began_at_ = 0;                   // the last call that was not a prompt's
+  Nanos between_calls_ = 0;              // the usual time from one to the next
   std::vector<ExpertIdx> slot_experts_;  // of begin_call, with the needs they belong to
   std::vector<Grant> grants_;            // of begin_call; later those that go back together
   std::vector<ExpertLoader::Judgement> judged_;

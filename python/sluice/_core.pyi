@@ -226,6 +226,9 @@ class Session:
         out_address) with the GIL; its exception ends the forward and is raised there."""
     @property
     def handle(self) -> int: ...
+    def set_scorer(self, kind: str | None, tables: dict[str, Any]) -> None:
+        """Who guesses inside of forwards: "pairs" or "gates" with its tables by name; None:
+        nobody."""
     def forecast(self, first_layer: int, scores: Any, age_steps: int = 0) -> None:
         """Keep-scores [layers, experts] float32 of whole layers, made so many steps ago."""
     def hint(self, hints: Sequence[tuple[int, int, float, float]]) -> None:
@@ -248,6 +251,12 @@ class Session:
         """Whether this thread is in a callback of one of its forwards."""
     def take_error(self) -> BaseException | None:
         """As the function of that name; also of a session that was closed meanwhile."""
+
+def guesses_of(
+    kind: str, tables: dict[str, Any], layer: int, ids: Any, hidden: Any
+) -> list[tuple[int, int, float, int]]:
+    """What a scorer says in one call of ids [T, K] int64 and states [T, H] float32: (layer, expert,
+    probability, layers ahead)."""
 
 def take_error(handle: int) -> BaseException | None:
     """The exception that the calling thread's last failed forward left; taken once."""

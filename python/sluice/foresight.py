@@ -6,6 +6,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -272,6 +273,32 @@ class Foresight:
             if guess.steps_ahead == 0:
                 table[guess.layer, guess.expert] = guess.probability
         return table
+
+
+class Lookahead:
+    """A predictor's tables in the core: the next layers are guessed inside of each forward.
+
+    No Python runs for it: a layer's guesses are made once its own demands are on their way.
+
+    Args:
+        session: Whose forwards.
+        name: Of the predictor.
+        kind: Of its tables.
+        tables: See `core_tables` of the predictor.
+
+    Raises:
+        ConfigError: Tables of another model; or states are read beside a GPU, where they do not
+            lie in RAM.
+    """
+
+    def __init__(self, session: Session, name: str, kind: str, tables: Mapping[str, Any]) -> None:
+        self.name = name
+        self._session = session
+        session.set_scorer(kind, tables)
+
+    def close(self) -> None:
+        """Nobody guesses from the next forward on."""
+        self._session.set_scorer(None, {})
 
 
 class _Pace:

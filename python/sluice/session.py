@@ -23,7 +23,7 @@ from sluice.timeline import Span, nvtx_wanted, write_chrome_trace
 if TYPE_CHECKING:
     import torch
 
-    from sluice.foresight import Foresight
+    from sluice.foresight import Foresight, Lookahead
     from sluice.hf.tap import Tap
     from sluice.trace.recorder import Recorder
 
@@ -234,8 +234,12 @@ class Session:
             self, path, token_ids=token_ids, hidden=hidden, task=task, max_bytes=max_bytes
         )
 
-    def predict(self, predictor: Any) -> Foresight:
+    def predict(self, predictor: Any) -> Foresight | Lookahead:
         """Has a predictor follow the model from its next forward on, beside those that do already.
+
+        One whose tables the core can read runs inside of forwards, for the next layers; there is
+        one place for such a one, and the last one has it. Any other runs beside the model on a
+        thread, for the next token.
 
         Args:
             predictor: A folder that `sluice train` wrote, a name, a class or an object: anything
@@ -248,7 +252,7 @@ class Session:
             ConfigError: No such predictor, one that is not fitted, or a session without a model.
             CheckpointError: The folder is damaged, or of another model.
         """
-        from sluice.foresight import Foresight
+        from sluice.foresight import Foresight, Lookahead
         from sluice.predict import make
 
         made: Any = make(predictor, model_fingerprint=self.fingerprint)
@@ -257,7 +261,12 @@ class Session:
                 f"predictor: got {made.name!r}, which knows nothing yet; expected a folder of a "
                 f"trained one: `sluice train {made.name} --trace FILE --out FOLDER`"
             )
-        return Foresight(self, made)
+        tables = getattr(made, "core_tables", lambda: None)()
+        return Foresight(self, made) if tables is None else Lookahead(self, made.name, *tables)
+
+    def set_scorer(self, kind: str | None, tables: Mapping[str, Any]) -> None:
+        """Who guesses inside of forwards, from tables that `core_tables` of a predictor made."""
+        self._core.set_scorer(kind, dict(tables))
 
     def forecast(self, scores: Any, *, first_layer: int = 0, age_steps: int = 0) -> None:
         """Says who should stay: the policies "forecast" and "plec" read it.

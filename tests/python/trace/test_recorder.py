@@ -174,9 +174,16 @@ def test_forwards_of_ones_own_are_requests_by_their_cache(model: Any) -> None:
     first = PROMPT[0].tolist()
     assert found.token_ids[:12].tolist() == [*first, 7, 8, *first]
     assert found.own_text is None
+    assert "forwards_of_unknown_input" not in model.sluice.stats().degradations
+
+
+def test_a_cache_that_was_reset_begins_anew(model: Any) -> None:
+    cache = DynamicCache(config=model.config)
     with torch.no_grad(), model.sluice.record() as recorder:
-        model(input_ids=PROMPT[:1], **{name: DynamicCache(config=model.config)})
-        assert [s.length for s in recorder.trace()] == [5]
+        for prompt in (PROMPT[:1], PROMPT[1:]):
+            model(prompt, None, None, cache)
+            cache.reset()
+        assert [s.length for s in recorder.trace()] == [5, 5]
 
 
 @pytest.mark.parametrize("fields", [{"prefill_chunk_size": 2}, {"use_cache": False}])

@@ -45,6 +45,8 @@ def test_each_task_is_dealt_by_its_own_shares() -> None:
     }
     assert sizes == {"a": [50, 13, 64], "b": [5, 1, 7], "c": [16, 4, 20]}
     assert split == split_by_sequence(trace, seed=3) != split_by_sequence(trace, seed=4)
+    tenths = split_by_sequence(make({"a": 10}), (0.7, 0.1, 0.2))  # 0.7 + 0.1 is less than 0.8
+    assert [len(getattr(tenths, role)) for role in Split.__slots__] == [7, 1, 2]
 
 
 def test_in_order_the_first_part_fits_and_the_second_half_scores() -> None:

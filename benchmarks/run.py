@@ -23,6 +23,8 @@ def run_scenario(scenario: dict[str, Any]) -> list[dict[str, Any]]:
         torch.set_num_threads(scenario["threads"])
     if scenario["kind"] == "end_to_end":
         from end_to_end import generation as module
+    elif scenario["kind"] == "replay":
+        from replay import foresight as module
     elif scenario["kind"] == "micro" and scenario["phase"] == "module":
         from micro import experts_module as module
     elif scenario["kind"] == "micro" and scenario["phase"] == "kernel":

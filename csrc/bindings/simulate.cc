@@ -177,6 +177,8 @@ py::dict replay_routes(const RouteArrays& arrays, std::vector<std::int32_t> slot
   out["hits"] = column(&ReplayCounts::hits);
   out["first_uses"] = column(&ReplayCounts::first_uses);
   out["returns"] = column(&ReplayCounts::returns);
+  out["event_hits"] =
+      py::array(static_cast<py::ssize_t>(result.event_hits.size()), result.event_hits.data());
   out["events"] = result.events;
   out["waves"] = result.waves;
   out["evictions"] = result.evictions;
@@ -233,7 +235,7 @@ void bind_simulate(py::module_& m) {
   m.def("replay", &replay_routes, py::arg("routes"), py::arg("slots"), py::arg("policy"),
         py::arg("bypass"), py::arg("unscored_events"), py::arg("preloaded"), py::arg("scores"),
         "Replays routes through slot caches, event by event: per layer requests, hits, first_uses "
-        "and returns; events, waves, evictions.");
+        "and returns; event_hits, events, waves, evictions.");
   m.def("run_timed", &timed_run, py::arg("routes"), py::kw_only(), py::arg("expert_bytes"),
         py::arg("chunk_bytes"), py::arg("bytes_per_second"), py::arg("seconds_per_chunk"),
         py::arg("depth"), py::arg("dense_seconds"), py::arg("expert_seconds"), py::arg("num_slots"),

@@ -193,6 +193,7 @@ ReplayResult replay(const Routes& routes, const ReplaySettings& settings,
       }
       was_here[key] = 1;
     }
+    result.event_hits.push_back(static_cast<std::int32_t>(counts.hits));
     const std::int64_t evicted = pool.settle(settings.bypass);
     if (std::cmp_less(i, settings.unscored_events)) continue;
     ReplayCounts& sum = result.layers[static_cast<std::size_t>(layer)];

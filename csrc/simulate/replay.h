@@ -33,7 +33,8 @@ struct ReplayCounts {
 
 struct ReplayResult {
   std::vector<ReplayCounts> layers;
-  std::int64_t events = 0;     ///< that were counted
+  std::vector<std::int32_t> event_hits;  ///< of each event, counted or not
+  std::int64_t events = 0;               ///< that were counted
   std::int64_t waves = 0;      ///< rounds through the slots: above `events` where one needs more
   std::int64_t evictions = 0;  ///< also of experts that were only served
 };

@@ -67,7 +67,7 @@ def replay(
     scores: Any | None,
 ) -> dict[str, Any]:
     """Replays routes through slot caches, event by event: per layer requests, hits, first_uses and
-    returns; events, waves, evictions."""
+    returns; event_hits, events, waves, evictions."""
 
 def run_timed(
     routes: Routes,

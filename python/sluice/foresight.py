@@ -84,6 +84,9 @@ class Foresight:
             int(session.store.layer(layer)["num_experts"]) for layer in range(self._layers)
         )
         self._pid = os.getpid()
+        if hasattr(predictor, "capacity"):  # it ranks for a small cache otherwise than for a large
+            slots = sum(int(c["num_slots"]) for c in session.plan()["classes"])
+            setattr(predictor, "capacity", max(1, slots // self._layers))  # noqa: B010
         self._hidden = bool(getattr(predictor, "needs_hidden", False))
         self._running: _Step | None = None
         self._at: tuple[int, int] = (-1, 0)  # step, layers of it that have run

@@ -27,6 +27,9 @@ def test_a_scenario_runs_and_its_counters_add_up(path: Path) -> None:
         pytest.skip("a GPU's kernels, or its rates; on the emulation in tests/gpu")
     rows = run.run_scenario(harness.smoke(scenario))
     assert rows
+    if scenario["kind"] == "replay":
+        check_replay(rows)
+        return
     for row in rows:
         assert row["n"] == len(row["samples"]) == 2
         assert row["correct"] and row["p50"] > 0
@@ -37,6 +40,17 @@ def test_a_scenario_runs_and_its_counters_add_up(path: Path) -> None:
     # What "all resident" takes is the same for everybody, but for the padding of tiny slots.
     whole = [row["memory"].get("expert_bytes_granted") for row in rows if is_resident(row)]
     assert all(size == pytest.approx(whole[0], rel=0.2) for size in whole)
+
+
+def check_replay(rows: list[dict[str, Any]]) -> None:
+    """LRU closes nothing of the gap, Belady all of it, everybody else less; recalls are shares."""
+    gaps = {row["mode"]: row["p50"] for row in rows if row["metric"] == "gap_closed"}
+    assert gaps
+    for mode, gap in gaps.items():
+        name = mode.partition(": ")[2]
+        assert gap == {"lru": 0, "belady": 1}.get(name, gap) and (name == "belady" or gap < 1)
+    recalls = [row["p50"] for row in rows if row["metric"] == "recall_at_k"]
+    assert recalls and all(0 < recall < 1 for recall in recalls)
 
 
 def on_device() -> bool:

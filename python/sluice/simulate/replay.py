@@ -32,6 +32,7 @@ class ReplayResult:
         hits: Of these, resident when their event began.
         first_uses: Misses of experts that had never been there.
         returns: Misses of experts that had been evicted.
+        event_hits: int32 `[M]`, hits of each event, counted or not.
         events: Events that were counted.
         waves: Rounds through the slots; more than `events` where one event needs more than there
             are.
@@ -42,6 +43,7 @@ class ReplayResult:
     hits: Array
     first_uses: Array
     returns: Array
+    event_hits: Array
     events: int
     waves: int
     evictions: int
@@ -117,6 +119,7 @@ def replay(
     columns = ("requests", "hits", "first_uses", "returns")
     return ReplayResult(
         **{name: np.array(counted[name], dtype=np.int64) for name in columns},
+        event_hits=counted["event_hits"],
         events=counted["events"],
         waves=counted["waves"],
         evictions=counted["evictions"],

@@ -1,0 +1,266 @@
+"""Policies and predictors over recorded routes: how much of the way from LRU to Belady they go.
+
+No clock and no model: replacement alone, event by event, through the product's caches. A predictor
+is fitted on a split's first sequences, chooses on the next ones and is scored on the rest, once for
+each seed, which also deals the sequences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import row
+from sluice import predict
+from sluice.simulate import gather_scores, order_of, popular_experts, replay, routes_of
+from sluice.simulate.replay import ReplayResult
+from sluice.simulate.routes import Routes
+from sluice.trace import Split, Trace, concatenate, load, split_by_sequence
+
+ROOT = Path(__file__).resolve().parents[1]
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One order of the scored sequences.
+
+    Args:
+        name: Of the stream, or of the one task in it.
+        trace: Its sequences.
+        routes: As caches see them.
+        sequence: int64 `[M]`: which sequence an event is of.
+        own: bool `[M]`: False for tokens that all sequences of a task begin with.
+    """
+
+    name: str
+    trace: Trace
+    routes: Routes
+    sequence: np.ndarray
+    own: np.ndarray
+
+
+def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows: gap closed and hits of every contender on every stream; recall of every predictor."""
+    work = scenario["workload"]
+    files = [ROOT / name for name in work["traces"]]
+    parts = [first_sequences(load(path), work.get("sequences")) for path in files]
+    stored = concatenate(parts)
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    recalls: dict[str, list[dict[str, float]]] = {}
+    for seed in work["seeds"]:
+        split = split_of(parts, stored, work, seed)
+        fit, choose, score = (split.of(stored, role) for role in ("fit", "choose", "score"))
+        predictors = {
+            name: fitted(name, settings, fit, choose, seed)
+            for name, settings in scenario["predictors"].items()
+            if name != "source"  # by which the smoke test's replace the scenario's
+        }
+        for name, predictor in predictors.items():
+            recalls.setdefault(name, []).append(recall(predictor, score, work))
+        for stream in streams(score, work):
+            for name, figures in judge(stream, fit, predictors, work).items():
+                found.setdefault((stream.name, name), []).append(figures)
+    data = {
+        "traces": [path.name for path in files],
+        "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
+        "split": work.get("split", work.get("roles")),
+        "seeds": work["seeds"],
+        "text": "the model's own" if stored.own_text else "teacher-forced",
+    }
+    rows = [
+        one(scenario, data, f"{stream}: {name}", "gap_closed", figures)
+        for (stream, name), figures in found.items()
+    ]
+    return rows + [
+        one(scenario, data, name, "recall_at_k", figures) for name, figures in recalls.items()
+    ]
+
+
+def first_sequences(trace: Trace, most: int | None) -> Trace:
+    """The first so many of each task; None: all."""
+    if most is None:
+        return trace
+    numbers = {task: [i for i, s in enumerate(trace) if s.task == task] for task in trace.tasks}
+    return trace.select(i for each in numbers.values() for i in each[:most])
+
+
+def split_of(parts: list[Trace], stored: Trace, work: dict[str, Any], seed: int) -> Split:
+    """Sequences dealt by seed, or a file for each role."""
+    if "roles" not in work:
+        return split_by_sequence(stored, tuple(work["split"]), seed=seed)
+    contents = [tuple(dict.fromkeys(s.content for s in part)) for part in parts]
+    return Split(**dict(zip(work["roles"], contents, strict=True)))
+
+
+def fitted(name: str, settings: dict[str, Any], fit: Trace, choose: Trace, seed: int) -> Any:
+    """A predictor that has read the split's first two roles."""
+    made: Any = predict.make(settings.get("kind", name), settings.get("settings"))
+    made.fit(fit, choose if choose.sequences else None, seed=seed)
+    return made
+
+
+def recall(predictor: Any, score: Trace, work: dict[str, Any]) -> dict[str, float]:
+    """Recall and precision by horizon and n; B_acc by batch and size of the predicted set."""
+    result = predict.evaluate(
+        predictor, score, horizons=work["horizons"], batches=work["batches"], first_layer=1
+    )
+    figures: dict[str, float] = {}
+    for at in result.results:
+        for depth in at.depths:
+            name = f"{at.horizon}: recall@{depth.n}"
+            figures |= {
+                name: depth.task_mean,
+                f"{name} low": depth.task_interval[0],
+                f"{name} high": depth.task_interval[1],
+                f"{name} worst task": min(depth.by_task.values()),
+                f"{at.horizon}: precision@{depth.n}": depth.precision,
+            }
+        figures[f"{at.horizon}: exact set"] = at.exact_set
+        figures[f"{at.horizon}: calibration error"] = at.calibration_error
+        for union in at.unions:
+            size = "all" if union.set_size is None else f"{union.set_size:g}"
+            name = f"{at.horizon}: batch {union.batch}, {size} x the true set"
+            figures |= {f"{name}: b_acc": union.b_acc, f"{name}: precision": union.precision}
+    last = result.results[-1]
+    return {"value": next(d.task_mean for d in last.depths if d.n == result.top_k), **figures}
+
+
+def streams(score: Trace, work: dict[str, Any]) -> Iterator[Stream]:
+    """The scored sequences in the orders that the scenario names; "tasks": each task alone."""
+    orders: dict[str, list[int]] = {}
+    for name in work["streams"]:
+        if name == "tasks":
+            for task in score.tasks:
+                orders[task] = [i for i, s in enumerate(score.sequences) if s.task == task]
+        else:
+            orders[name] = order_of(score, name)
+    shared = {task: shared_tokens(score.of_task(task)) for task in score.tasks}
+    for name, order in orders.items():
+        trace = score.select(order)
+        routes = routes_of(trace, phase=work.get("phase", "all"))
+        assert routes.rows is not None
+        index = np.concatenate([np.full(s.length, i) for i, s in enumerate(trace)])
+        own = np.concatenate([np.arange(s.length) >= shared[s.task] for s in trace])
+        yield Stream(name, trace, routes, index[routes.rows], own[routes.rows])
+
+
+def shared_tokens(trace: Trace) -> int:
+    """Tokens that all sequences of a task begin with: an instruction, seen as equal routes."""
+    if len(trace.sequences) < 2:
+        return 0
+    shortest = min(s.length for s in trace.sequences)
+    first = np.stack(
+        [np.sort(trace.experts[s.start : s.start + shortest, 0], axis=-1) for s in trace.sequences]
+    )
+    same = (first == first[:1]).all(axis=(0, 2))
+    return int(np.argmin(same)) if not same.all() else shortest
+
+
+def judge(
+    stream: Stream, fit: Trace, predictors: dict[str, Any], work: dict[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Per contender: hits and gap closed by slots, mean and interval, without shared tokens."""
+    slots = [max(1, round(share * stream.routes.num_experts)) for share in work["slots"]]
+    results: dict[str, list[ReplayResult]] = {}
+    for name in dict.fromkeys(["lru", "belady", *work["policies"]]):
+        results[name] = [
+            replay(
+                stream.routes,
+                name,
+                count,
+                unscored=0,
+                preloaded=popular_experts(fit, count) if name == "static" else (),
+            )
+            for count in slots
+        ]
+    for name, predictor in predictors.items():
+        kept = [keep_scores(predictor, stream.trace, count) for count in slots]
+        if all(scores is not None for scores in kept):
+            results[name] = [
+                replay(
+                    stream.routes,
+                    "forecast:always",
+                    count,
+                    unscored=0,
+                    scores=gather_scores(stream.routes, scores),
+                )
+                for count, scores in zip(slots, kept, strict=True)
+            ]
+    requests = np.diff(stream.routes.begins)
+    misses = {n: np.stack([requests - r.event_hits for r in rs]) for n, rs in results.items()}
+    figures: dict[str, dict[str, float]] = {}
+    for name, replayed in results.items():
+        of = (misses["lru"], misses[name], misses["belady"])
+        gaps = closed(*(m.sum(1) for m in of))
+        own = closed(*(m[:, stream.own].sum(1) for m in of))
+        low, high = interval(stream.sequence, of)
+        figures[name] = {
+            "value": float(np.mean(gaps)),
+            "low": low,
+            "high": high,
+            "without_shared_tokens": float(np.mean(own)),
+            **{
+                f"gap_{share:g}": float(gap) for share, gap in zip(work["slots"], gaps, strict=True)
+            },
+            **{
+                f"hits_{share:g}": result.hit_ratio
+                for share, result in zip(work["slots"], replayed, strict=True)
+            },
+        }
+    return figures
+
+
+def keep_scores(predictor: Any, trace: Trace, slots: int) -> Any:
+    """Of a predictor that chose for each capacity, those for this one."""
+    if hasattr(predictor, "capacity"):
+        predictor.capacity = slots
+    return predictor.keep_scores(trace)
+
+
+def closed(lru: np.ndarray, policy: np.ndarray, belady: np.ndarray) -> np.ndarray:
+    """Of the way from LRU's misses to Belady's; elementwise."""
+    return (lru - policy) / np.maximum(lru - belady, 1e-9)
+
+
+def interval(sequence: np.ndarray, misses: tuple[np.ndarray, ...]) -> tuple[float, float]:
+    """95 % of the mean over slots, resampling whole sequences."""
+    count = int(sequence.max()) + 1
+    sums = [np.stack([np.bincount(sequence, row, count) for row in each]) for each in misses]
+    drawn = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    means = closed(*(each[:, drawn].sum(-1) for each in sums)).mean(0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def one(
+    scenario: dict[str, Any],
+    data: dict[str, Any],
+    mode: str,
+    metric: str,
+    figures: list[dict[str, float]],
+) -> dict[str, Any]:
+    """A row of one figure by seed; what belongs to it, its mean over seeds, is derived."""
+    return row(
+        scenario,
+        mode=mode,
+        metric=metric,
+        unit="share",
+        better="higher",
+        state="replay",
+        samples=[figure["value"] for figure in figures],
+        stop="max",
+        correct="counters",
+        config={"workload": scenario["workload"], "predictors": scenario["predictors"]},
+        data=data,
+        derived={
+            key: round(float(np.mean([figure[key] for figure in figures])), 5)
+            for key in figures[0]
+            if key != "value"
+        },
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,8 @@ Array = NDArray[Any]
 
 DISCOUNTS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98)
 """g of the heads' E[g^(next use - 1)], next use in tokens; 0: the probability of the next token."""
+Recalled = tuple[slice, torch.Tensor, torch.Tensor]
+"""A block of what `recall` yields."""
 SHARES = (0.125, 0.25, 0.5)
 """Capacities, as shares of a layer's experts, that a discount is chosen for."""
 _DEFAULT_CHOICE = (1, 2, 3)
@@ -167,17 +169,24 @@ class Forecaster(BasePredictor[ForecasterSettings]):
             kept[rows] = logits[..., head].sigmoid().numpy()
         return kept
 
-    def _logits(self, trace: Trace) -> Iterator[tuple[slice, torch.Tensor]]:
-        """`[B, S, E, G]` of all tokens in turn."""
+    def _logits(
+        self, trace: Trace, recalled: Iterable[Recalled] | None = None
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """`[B, S, E, G]` of all tokens in turn; `recalled` spares a second comparison."""
         if self._head is None or self._rows is None:
             return
-        stream = Stretch.of(trace)
-        blocks = recall(stream, self._rows, self._likeness(), recent=self.settings.recent_tokens)
         with torch.no_grad():
             history = History(trace)
-            for rows, followed, sure in blocks:
+            for rows, followed, sure in recalled or self._compared(trace):
                 for part, inputs in history.read(rows, followed, sure):
                     yield part, self._head(*inputs)
+
+    def _compared(self, trace: Trace) -> Iterator[Recalled]:
+        """What followed tokens like a trace's, in the memory and in the trace's own past."""
+        assert self._rows is not None
+        settings = self.settings
+        stream = Stretch.of(trace)
+        return recall(stream, self._rows, self._likeness(), recent=settings.recent_tokens)
 
     # Fitting
 
@@ -189,6 +198,8 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         rng = np.random.default_rng(seed)
         self._rows = Stretch.drawn(trace, settings.memory_tokens, rng)
         followed, sure = self._recalled(trace)
+        watched = choose if choose is not None and choose.num_tokens > 1 else None
+        compared = [] if watched is None else list(self._compared(watched))
         with seeded(seed):
             head = ForecastHead(
                 trace.num_layers,
@@ -220,8 +231,8 @@ class Forecaster(BasePredictor[ForecasterSettings]):
                 head.eval()
                 self._head = head
                 notes["loss"].append(float(np.mean(losses)))
-                if choose is not None and choose.num_tokens > 1:
-                    chosen, missed = self._choose(choose)
+                if watched is not None:
+                    chosen, missed = self._choose(watched, compared)
                     notes["choose_misses"].append(missed)
                     if best is None or missed < best[0]:
                         self._choice = chosen
@@ -243,9 +254,9 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         parts = [(followed.half(), sure) for _, followed, sure in blocks]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-    def _choose(self, trace: Trace) -> tuple[tuple[int, ...], float]:
+    def _choose(self, trace: Trace, recalled: Iterable[Recalled]) -> tuple[tuple[int, ...], float]:
         """The discount per capacity with the fewest misses, and their share of all requests."""
-        logits = np.concatenate([each.numpy() for _, each in self._logits(trace)])
+        logits = np.concatenate([each.numpy() for _, each in self._logits(trace, recalled)])
         counts = [
             misses(trace.experts, logits, _capacity(share, trace.num_experts)) for share in SHARES
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -38,6 +38,8 @@ from sluice.trace import Trace
 
 Array = NDArray[Any]
 
+Block = tuple[slice, dict[tuple[int, int], torch.Tensor], torch.Tensor]
+"""Rows, who alike tokens used by (layer, layers known), `[B, E]` each, and how sure."""
 _ROWS = 128
 _LEAST_IN_SEQUENCE = float(np.sqrt(0.3 / 3))  # feature 3 of `usage` before a first token
 
@@ -132,30 +134,35 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
     def scores(self, trace: Trace, horizon: Horizon) -> Array:
         """As the base says."""
         self.check(trace)
-        known = known_layers(horizon, trace.num_layers)
-        found = np.zeros((*trace.experts.shape[:2], trace.num_experts), np.float32)
+        ahead, known = self._reach(known_layers(horizon, trace.num_layers))
         if self._head is None or self._rows is None:
-            return found
-        ahead, known = self._reach(known)
-        blocks = self._averages(trace, self._rows, {(s, int(known[s])) for s in range(len(known))})
+            return np.zeros((*trace.experts.shape[:2], trace.num_experts), np.float32)
+        return self._scores(trace, ahead, known, self._compared(trace, self._rows, known))
+
+    def _scores(self, trace: Trace, ahead: Array, known: Array, blocks: Iterable[Block]) -> Array:
+        """Probabilities `[N, S, E]` from what `_compared` gave."""
+        assert self._head is not None
+        found = np.empty((*trace.experts.shape[:2], trace.num_experts), np.float32)
         layers = np.arange(trace.num_layers)
         usage = _walk(trace)
         with torch.no_grad():
             for rows, averages, sure in blocks:
-                before = usage(rows)
                 alike = torch.stack([averages[s, int(count)] for s, count in enumerate(known)])
-                inputs = _inputs(trace, rows, layers, known, self.reads_states)
-                features = _features(before, layers, alike)
+                routes, state = _inputs(trace, rows, layers, known, self.reads_states)
                 logits = self._head(
                     torch.from_numpy(layers),
                     torch.from_numpy(ahead),
-                    routes=inputs[0],
-                    features=features,
+                    routes=routes,
+                    features=_features(usage(rows), layers, alike),
                     sure=sure[:, known].transpose(0, 1),
-                    state=inputs[1],
+                    state=state,
                 )
                 found[rows] = logits.sigmoid().transpose(0, 1).numpy()
         return found
+
+    def _compared(self, trace: Trace, memory: Stretch, known: Array) -> Iterator[Block]:
+        """Who tokens alike used, per layer with as many known as it is given."""
+        return self._averages(trace, memory, {(s, int(count)) for s, count in enumerate(known)})
 
     def _reach(self, known: Array) -> tuple[Array, Array]:
         """How far ahead each layer is (0: too far), and how many layers are read for it."""
@@ -170,7 +177,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         wanted: set[tuple[int, int]],
         *,
         leave_out: bool = False,
-    ) -> Iterator[tuple[slice, dict[tuple[int, int], torch.Tensor], torch.Tensor]]:
+    ) -> Iterator[Block]:
         """Who tokens alike used, for (layer, known layers) as wanted: `[B, E]` each."""
         stream = memory if leave_out else Stretch.of(trace)
         parts = [memory] if leave_out else [memory, stream]
@@ -221,6 +228,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         usage = _walk(trace)(slice(0, trace.num_tokens)).half()
         used = torch.from_numpy(multi_hot(trace.experts, trace.num_experts).astype(np.uint8))
         layers = np.arange(trace.num_layers)
+        compared = [] if choose is None else list(self._compared(choose, self._rows, plans[0][1]))
         notes: dict[str, Any] = {"loss": [], "choose_recall": []}
         with seeded(seed):
             head = LayerHead(
@@ -270,7 +278,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
                 notes["loss"].append(float(np.mean(losses)))
                 # The first passes are never the best: they are not worth the look.
                 if choose is not None and 2 * epoch >= settings.epochs - 2:
-                    recall = _recall(self.scores(choose, 1), choose)
+                    recall = _recall(self._scores(choose, *plans[0], compared), choose)
                     notes["choose_recall"].append(recall)
                     if best is None or recall > best[0]:
                         best = (recall, module_state(head))

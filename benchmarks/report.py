@@ -46,6 +46,13 @@ TITLES = {
     "decode-kernel-gpu-qwen3-30b": "Decode pair on the GPU, H 2048, I 768, 8 experts a layer, bf16",
     "decode-kernel-gpu-mixtral": "Decode pair on the GPU, H 4096, I 14336, 2 experts a layer, bf16",
     "gpu-rates": "What doctor measures of the GPU",
+    "replay-dsv2lite": (
+        "Who should stay: routes of DeepSeek-V2-Lite on three tasks (teacher-forced), per-layer "
+        "slots, batch 1, no prefetching"
+    ),
+    "replay-reference": (
+        "The same on the reference model's own text (decode, fitted on text of training prompts)"
+    ),
 }
 FILES = {
     load_scenario(path)["name"]: path.name for path in sorted((HERE / "scenarios").glob("*.toml"))
@@ -130,12 +137,39 @@ COLUMNS = {
 }
 
 
+def by_slots(row: dict[str, Any], figure: str) -> str:
+    """A figure of a replay at each number of slots, in percent."""
+    shares = sorted(float(k.split("_")[1]) for k in row["derived"] if k.startswith(f"{figure}_"))
+    return " / ".join(f"{100 * row['derived'][f'{figure}_{share:g}']:.1f}" for share in shares)
+
+
+REPLAY_COLUMNS = {
+    "stream: contender": lambda r: r["mode"],
+    "hits %, by slots": lambda r: by_slots(r, "hits"),
+    "gap closed %, by slots": lambda r: by_slots(r, "gap"),
+    "mean [95 %]": lambda r: (
+        f"{100 * r['p50']:.1f} [{100 * r['derived']['low']:.1f}, {100 * r['derived']['high']:.1f}]"
+    ),
+    "without shared tokens": lambda r: f"{100 * r['derived']['without_shared_tokens']:.1f}",
+    "seeds": lambda r: str(r["n"]),
+}
+
+
+def columns_of(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What to say of a run, and of which rows: of a replay the streams of several tasks."""
+    gaps = [r for r in rows if r["metric"] == "gap_closed"]
+    if not gaps:
+        return COLUMNS, rows
+    return REPLAY_COLUMNS, [r for r in gaps if r["mode"].startswith(("mix:", "balanced:"))]
+
+
 def table(scenario: str, rows: list[dict[str, Any]]) -> str:
     """One scenario's newest run, without the columns that say nothing there."""
     chosen = newest_run(scenario, rows)
     if not chosen:
         return ""
-    cells = {name: [cell(row) for row in chosen] for name, cell in COLUMNS.items()}
+    columns, chosen = columns_of(chosen)
+    cells = {name: [cell(row) for row in chosen] for name, cell in columns.items()}
     cells = {name: column for name, column in cells.items() if set(column) != {"–"}}
     one = chosen[0]
     lines = [

@@ -249,8 +249,9 @@ class Forecaster(BasePredictor[ForecasterSettings]):
 
     def _recalled(self, trace: Trace) -> tuple[torch.Tensor, torch.Tensor]:
         """What followed tokens like each fitted one, in the other sequences and its own past."""
+        assert self._rows is not None
         stream = Stretch.of(trace)
-        blocks = recall(stream, stream, self._likeness(), recent=0, leave_out=True)
+        blocks = recall(stream, self._rows, self._likeness(), recent=0, leave_out=True)
         parts = [(followed.half(), sure) for _, followed, sure in blocks]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 

@@ -60,8 +60,7 @@ def recall(
     Yields:
         Rows of the stream, float32 `[B, S, E, G]` of what followed, and `[B, S, 2]` of how sure.
     """
-    parts = [memory] if leave_out else [memory, stream]
-    future = np.concatenate([next_uses_within(part) for part in parts])
+    future = np.concatenate([next_uses_within(memory), next_uses_within(stream)])
 
     def worth(stage: int) -> torch.Tensor | None:
         return None if stage < 0 else torch.from_numpy(discounted(future[:, stage])).flatten(1)

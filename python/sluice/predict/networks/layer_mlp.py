@@ -179,9 +179,8 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         leave_out: bool = False,
     ) -> Iterator[Block]:
         """Who tokens alike used, for (layer, known layers) as wanted: `[B, E]` each."""
-        stream = memory if leave_out else Stretch.of(trace)
-        parts = [memory] if leave_out else [memory, stream]
-        used = torch.cat([part.used() for part in parts])
+        stream = Stretch.of(trace)
+        used = torch.cat([memory.used(), stream.used()])
         layers_at: dict[int, list[int]] = {}
         for layer, known in sorted(wanted):
             layers_at.setdefault(known - 1, []).append(layer)
@@ -218,10 +217,9 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         horizons: list[Horizon] = [*range(1, settings.max_layers + 1), "token"]
         plans = [self._reach(known_layers(each, trace.num_layers)) for each in horizons]
         wanted = {(s, int(known[s])) for _, known in plans for s in range(trace.num_layers)}
-        everything = Stretch.of(trace)
         parts = [
             ({key: each.half() for key, each in averages.items()}, sure)
-            for _, averages, sure in self._averages(trace, everything, wanted, leave_out=True)
+            for _, averages, sure in self._averages(trace, self._rows, wanted, leave_out=True)
         ]
         alike = {key: torch.cat([part[0][key] for part in parts]) for key in wanted}
         certain = torch.cat([part[1] for part in parts])

@@ -78,8 +78,10 @@ class Stretch:
             if tokens + trace.sequences[i].length <= most or not kept:
                 kept.append(int(i))
                 tokens += trace.sequences[i].length
-        chosen = cls.of(trace.select(sorted(kept)))
-        return cls(chosen.routes[:most], chosen.sequence[:most], chosen.num_experts)
+        kept.sort()
+        chosen = cls.of(trace.select(kept))
+        number = np.asarray(kept, np.int64)[chosen.sequence]  # as `of` the whole trace says
+        return cls(chosen.routes[:most], number[:most], chosen.num_experts)
 
     @classmethod
     def of_state(cls, arrays: Mapping[str, Array], shape: Shape) -> Stretch:
@@ -139,45 +141,50 @@ def average_over_alike(
         worth: Of the memory's rows, then of the stream's.
         recent: How many finished rows of the stream itself count beside the memory.
         wait: See `visible_rows`.
-        leave_out: The stream is the memory itself (`worth` is of its rows alone): of a token's own
-            sequence only finished rows count, all rows of the others.
+        leave_out: The memory is of the stream itself, by the same numbers of sequences: of a
+            token's own sequence only finished rows count, and none of the stream's others.
 
     Yields:
         Rows of the stream, float32 `[B, W]` per stage that was asked, and how sure `[B, S + 1, 2]`
         (stage -1 first): the best similarity, and the logarithm of how many rows come near it.
     """
-    parts = [memory] if leave_out else [memory, stream]
-    used = torch.cat([part.used() for part in parts])
-    count, layers, _ = used.shape
+    kept, asked = memory.used(), stream.used()
+    layers = kept.shape[1]
     kind = torch.bfloat16 if len(stream.routes) >= _LARGE else torch.float32
     top_k = stream.routes.shape[2]
-    whole = used.view(count, -1)
-    keys = [used[:, s].to(kind) for s in range(layers)]
     values = {
         stage: found.to(kind) for stage in range(-1, layers) if (found := worth(stage)) is not None
     }
-    low, high = (torch.from_numpy(each) for each in visible_rows(stream.sequence, recent, wait))
+    low, high = visible_rows(stream.sequence, recent, wait)
+    if leave_out:
+        low = np.searchsorted(stream.sequence, stream.sequence)
     fitted = len(memory.routes)
-    offset = 0 if leave_out else fitted
-    number = torch.arange(count)
     owner = torch.from_numpy(memory.sequence)
     first = torch.from_numpy(~stream.begins).float()
-    rest = torch.from_numpy(~np.concatenate([part.begins for part in parts])).float()
+    rest = torch.from_numpy(np.concatenate([~memory.begins, ~stream.begins])).float()
     most = likeness.running + likeness.previous
     for begin in range(0, len(stream.routes), _BLOCK):
         rows = slice(begin, min(begin + _BLOCK, len(stream.routes)))
-        mine = number[rows] + offset
+        # Of the stream, only rows that somebody here may see, and one before them.
+        near = slice(max(int(low[rows].min()) - 1, 0), int(high[rows].max()))
+        used = torch.cat([kept, asked[near]])
+        count = len(used)
+        columns = torch.cat(
+            [torch.arange(fitted), torch.arange(near.start, near.start + count - fitted) + fitted]
+        )
+        mine = asked[rows].to(kind)
+        before = asked[[max(row - 1, 0) for row in range(rows.start, rows.stop)]].to(kind)
         plain = torch.zeros(len(mine), count)
-        before = whole[(mine - 1).clamp(min=0)].to(kind)
-        plain[:, 1:] = (before @ whole[:-1].to(kind).T).float()
-        plain *= first[rows, None] * rest[None] * (likeness.previous / (layers * top_k))
+        plain[:, 1:] = (before.flatten(1) @ used[:-1].flatten(1).to(kind).T).float()
+        plain *= first[rows, None] * rest[columns] * (likeness.previous / (layers * top_k))
         if leave_out:
             own = torch.from_numpy(stream.sequence[rows])[:, None] == owner[None]
-            plain[own & (number[None] >= high[rows, None])] = -torch.inf
-        else:
-            place = number[None, fitted:] - fitted
-            hidden = (place < low[rows, None]) | (place >= high[rows, None])
-            plain[:, fitted:][hidden] = -torch.inf
+            plain[:, :fitted][own] = -torch.inf
+        place = columns[None, fitted:] - fitted
+        hidden = (place < torch.from_numpy(low[rows])[:, None]) | (
+            place >= torch.from_numpy(high[rows])[:, None]
+        )
+        plain[:, fitted:][hidden] = -torch.inf
         averages: dict[int, torch.Tensor] = {}
         sure = torch.empty(len(mine), layers + 1, 2)
         running = torch.zeros_like(plain)
@@ -185,7 +192,7 @@ def average_over_alike(
         for stage in range(-1, layers):
             likely = plain
             if stage >= 0:
-                overlap = (keys[stage][mine] @ keys[stage].T).float() / top_k
+                overlap = (mine[:, stage] @ used[:, stage].to(kind).T).float() / top_k
                 running = running * likeness.fade + overlap
                 scale = scale * likeness.fade + 1.0
                 likely = plain + running * (likeness.running / scale)
@@ -198,7 +205,7 @@ def average_over_alike(
             sure[:, stage + 1, 0] = best[:, 0].clamp(min=0) / most
             sure[:, stage + 1, 1] = total[:, 0].log() / 8
             if stage in values:
-                averages[stage] = ((weight / total).to(kind) @ values[stage]).float()
+                averages[stage] = ((weight / total).to(kind) @ values[stage][columns]).float()
         yield rows, averages, sure
 
 

@@ -273,6 +273,7 @@ class Worker:
         arguments[arguments.index("-c") + 1] = str(self._shadow / unit.source)
         # Without lines and folders an object depends on the code alone.
         options = [f"-I{self._shadow}", *arguments, "-g0", f"-ffile-prefix-map={self._shadow}/=/"]
+        options.append("-Werror")  # as `make test`
         if not call([compiler, *options]):
             return None
         return self._object.read_bytes()

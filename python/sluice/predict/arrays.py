@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sluice.errors import CheckpointError
+from sluice.trace import Trace
 
 Array = NDArray[Any]
 
@@ -19,6 +20,13 @@ def multi_hot(experts: Array, num_experts: int) -> Array:
     hot = np.zeros((*experts.shape[:-1], num_experts + 1), np.float32)
     np.put_along_axis(hot, experts.astype(np.int64), 1.0, axis=-1)  # -1 is the column cut off below
     return hot[..., :num_experts]
+
+
+def ids_of(trace: Trace) -> Array:
+    """Token ids int64 `[N]`, -1 where nobody kept them."""
+    if trace.token_ids is None:
+        return np.full(trace.num_tokens, -1, np.int64)
+    return trace.token_ids.astype(np.int64)
 
 
 def take(

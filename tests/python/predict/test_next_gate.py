@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from sluice.errors import ConfigError
 from sluice.predict import evaluate, make
 from sluice.predict.base import Shape
-from sluice.predict.training_free.next_gate import NextGate
+from sluice.predict.training_free.next_gate import NextGate, NextGateSettings
 from sluice.predict.training_free.router_weights import RouterWeights
 from sluice.trace import Trace, TraceSequence
 
@@ -92,6 +93,32 @@ def test_the_mean_of_what_is_added_is_calibrated() -> None:
         assert with_mean > without + 0.05, (horizon, with_mean, without)
     far = {name: each.of(3).calibration_error for name, each in found.items()}
     assert far["fitted"] < 0.03 < far["plain"], far
+
+
+def test_what_a_token_adds_is_calibrated_by_its_id() -> None:
+    routers = routers_of()
+    meaning = np.random.default_rng(8).normal(size=(10, LAYERS, WIDTH)) * 1.5
+
+    def trace_of(seed: int, tokens: int) -> Trace:
+        ids = np.random.default_rng(seed).integers(0, 10, tokens).astype(np.int32)
+        added = np.moveaxis(meaning[ids], 1, 0)  # [layers, tokens, width]
+        trace = routed_trace(routers, added, noise=0.1, seed=seed, tokens=tokens)
+        return dataclasses.replace(trace, token_ids=ids)
+
+    fit, asked = trace_of(3, 400), trace_of(4, 200)
+    reached: dict[str, float] = {}
+    for name, most in (("by token", 2048), ("for all", 0), ("few", 3)):
+        predictor = NextGate(NextGateSettings(max_tokens=most), routers)
+        predictor.fit(fit)
+        found = evaluate(predictor, asked, horizons=(1,), first_layer=1, batches=()).of(1)
+        reached[name] = found.depths[0].recall
+    assert reached["by token"] > reached["few"] > reached["for all"] + 0.02, reached
+    # A token that is not known gets the mean of all, and is as sure as that deserves.
+    nameless = dataclasses.replace(asked, token_ids=None)
+    plain, by_token = NextGate(NextGateSettings(max_tokens=0), routers), bound(routers)
+    for each in (plain, by_token):
+        each.fit(fit)
+    np.testing.assert_array_equal(plain.scores(nameless, 1), by_token.scores(nameless, 1))
 
 
 def test_further_than_it_looks_it_gives_the_rates_of_all_tokens() -> None:

@@ -2,7 +2,8 @@
 
 Sources: Pre-gated MoE (2308.12066) for the idea; the norm of the layer that is predicted and a
 calibrated mean of what is added to the residual stream in between (2603.19289) for the correction:
-`gate[l + h](norm[l + h](x + v))`, x the residual stream at layer l's router.
+`gate[l + h](norm[l + h](x + v))`, x the residual stream at layer l's router. Ours: a mean for every
+token id that was seen, backed off to that of all tokens; the first layers add what the token says.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sluice.errors import ConfigError
-from sluice.predict.arrays import multi_hot, take
+from sluice.predict.arrays import ids_of, multi_hot, take
 from sluice.predict.base import BasePredictor, Progress, Shape
 from sluice.predict.live import Request
 from sluice.predict.offline import Horizon, known_layers
@@ -35,13 +36,23 @@ class NextGateSettings:
 
     Args:
         max_layers: Layers ahead; what is further gets the rates of all tokens.
+        max_tokens: Token ids with a mean step of their own, the most frequent ones; each takes
+            2 S H bytes. 0: one mean for all.
+        back_off: Weight of the mean of all tokens in a token's own, in occurrences.
     """
 
     max_layers: int = 3
+    max_tokens: int = 2048
+    back_off: float = 2.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_layers <= 8:
             raise ConfigError(f"max_layers: got {self.max_layers}, expected 1 to 8")
+        if self.max_tokens < 0 or self.back_off <= 0:
+            raise ConfigError(
+                f"next-gate: got max_tokens {self.max_tokens} and back_off {self.back_off}, "
+                "expected 0 or more and more than 0"
+            )
 
 
 class NextGate(BasePredictor[NextGateSettings]):
@@ -66,8 +77,9 @@ class NextGate(BasePredictor[NextGateSettings]):
         super().__init__(settings)
         self._routers = routers
         self._rates: Array | None = None  # [S, E]
-        self._steps: Array | None = None  # [D, S, H], to layer s from D + 1 before
-        self._curves: Array | None = None  # [D, S, 2]: slope and offset of the logistic
+        self._ids: Array = np.zeros(0, np.int64)  # [U], ascending
+        self._means: Array | None = None  # float16 [U + 1, S, H]: normal states; of all tokens last
+        self._curves: Array | None = None  # [D, S, 2, 2]: see `_fit_curves`
 
     @classmethod
     def from_model(
@@ -99,30 +111,39 @@ class NextGate(BasePredictor[NextGateSettings]):
         if horizon == "token" or horizon > self.settings.max_layers or self._routers is None:
             return found
         assert trace.hidden is not None
+        ids = ids_of(trace)
         for layer in range(horizon, trace.num_layers):
             hidden = trace.hidden[:, layer - horizon].astype(np.float32)
-            found[:, layer] = self._look(hidden, layer, horizon)
+            found[:, layer] = self._look(hidden, ids, layer, horizon)
         return found
 
     def state(self) -> dict[str, Array]:
-        """Routers, `rates`, `steps`, `curves`."""
+        """Routers and, where it was fitted, `rates`, `ids`, `means`, `curves`."""
         assert self._routers is not None
         arrays = self._routers.state()
-        fitted = {"rates": self._rates, "steps": self._steps, "curves": self._curves}
-        return arrays | {name: array for name, array in fitted.items() if array is not None}
+        if self._rates is None or self._means is None or self._curves is None:
+            return arrays
+        fitted = {"rates": self._rates, "ids": self._ids, "means": self._means}
+        return arrays | fitted | {"curves": self._curves}
 
     def core_tables(self) -> tuple[str, dict[str, Any]] | None:
-        """What the core's scorer needs to look ahead inside of a forward; None without gates."""
+        """What the core's scorer needs to look ahead inside of a forward; None without gates.
+
+        The core does not know tokens: it adds the mean step of all of them.
+        """
         if self._routers is None or self.shape is None:
             return None
         layers, experts, width = self._routers.gate.shape
         far = self.settings.max_layers
-        steps = np.zeros((far, layers, width), np.float32) if self._steps is None else self._steps
+        steps = np.zeros((far, layers, width), np.float32)
         curves = np.tile(np.array([1, 0], np.float32), (far, layers, 1))
-        arrays = self._routers.state() | {
-            "steps": steps,
-            "curves": curves if self._curves is None else self._curves,
-        }
+        if self._means is not None and self._curves is not None:
+            unknown = np.array([-1])
+            for ahead in range(1, far + 1):
+                for layer in range(ahead, layers):
+                    steps[ahead - 1, layer] = self._step(unknown, layer, ahead)[0]
+            curves = self._curves[:, :, 1]
+        arrays = self._routers.state() | {"steps": steps, "curves": np.ascontiguousarray(curves)}
         flags = {name: arrays[name].astype(np.uint8) for name in ("sigmoid", "centred")}
         return "gates", {
             **arrays,
@@ -142,8 +163,10 @@ class NextGate(BasePredictor[NextGateSettings]):
         width, far = self._routers.gate.shape[2], self.settings.max_layers
         if "rates" in arrays:
             self._rates = check_rates("rates", take(arrays, "rates", (layers, experts)))
-            self._steps = take(arrays, "steps", (far, layers, width))
-            self._curves = take(arrays, "curves", (far, layers, 2))
+            self._ids = take(arrays, "ids", (-1,), np.int64)
+            rows = len(self._ids) + 1
+            self._means = take(arrays, "means", (rows, layers, width), np.float16)
+            self._curves = take(arrays, "curves", (far, layers, 2, 2))
 
     def bind(self, shape: Shape) -> None:
         """Says what will be predicted for.
@@ -169,42 +192,26 @@ class NextGate(BasePredictor[NextGateSettings]):
                 "NextGate.from_model(model), or give `sluice train` the model's folder"
             )
         assert trace.hidden is not None
-        layers, _, width = self._routers.gate.shape
+        width = self._routers.gate.shape[2]
         if trace.hidden.shape[2] != width:
             raise ConfigError(
                 f"next-gate: got states of width {trace.hidden.shape[2]}, expected {width}"
             )
-        far = self.settings.max_layers
         self._rates = expert_rates(trace)
-        self._steps = np.zeros((far, layers, width), np.float32)
-        self._curves = np.tile(np.array([1, 0], np.float32), (far, layers, 1))
-        states = [
-            self._routers.normal_states(trace.hidden[:, layer].astype(np.float32), layer)
-            for layer in range(layers)
-        ]
-        for ahead in range(1, far + 1):
-            for layer in range(ahead, layers):
-                self._steps[ahead - 1, layer] = (states[layer] - states[layer - ahead]).mean(0)
-            progress(ahead, 2 * far)
-        held = trace if choose is None else choose
-        rows = np.random.default_rng(seed).permutation(held.num_tokens)[:_MAX_CALIBRATION_TOKENS]
-        for ahead in range(1, far + 1):
-            for layer in range(ahead, layers):
-                assert held.hidden is not None
-                hidden = held.hidden[rows, layer - ahead].astype(np.float32)
-                margins = self._margins(hidden, layer, ahead)
-                used = multi_hot(held.experts[rows, layer], held.num_experts)
-                self._curves[ahead - 1, layer] = _logistic(margins.ravel(), used.ravel())
-            progress(far + ahead, 2 * far)
+        self._ids, self._means = self._mean_states(trace)
+        progress(0, 1)
+        self._fit_curves(trace if choose is None else choose, seed)
+        progress(1, 1)
         return {"calibrated_on": "fit" if choose is None else "choose"}
 
     def _predict(self, request: Request, first: int, stop: int) -> Array:
         found = self._prior()[first:stop].copy()
         if request.hidden is None or self._routers is None:
             return found
+        ids = np.array([request.token_id])
         for layer in range(first, min(stop, request.layer + self.settings.max_layers)):
             ahead = layer - request.layer + 1
-            found[layer - first] = self._look(request.hidden[None], layer, ahead)[0]
+            found[layer - first] = self._look(request.hidden[None], ids, layer, ahead)[0]
         return found
 
     def _prior(self) -> Array:
@@ -213,17 +220,74 @@ class NextGate(BasePredictor[NextGateSettings]):
             return self._rates
         return np.zeros((self.shape.num_layers, self.shape.num_experts), np.float32)
 
-    def _look(self, hidden: Array, layer: int, ahead: int) -> Array:
-        """Probabilities `[N, E]` of `layer` from states that entered the experts `ahead` before."""
-        slope, offset = (1, 0) if self._curves is None else self._curves[ahead - 1, layer]
-        return _sigmoid(slope * self._margins(hidden, layer, ahead) + offset)
+    def _mean_states(self, trace: Trace) -> tuple[Array, Array]:
+        """Ids with a mean of their own, and normal states by id and layer, those of all last."""
+        assert self._routers is not None and trace.hidden is not None
+        layers, _, width = self._routers.gate.shape
+        seen, owner, times = np.unique(ids_of(trace), return_inverse=True, return_counts=True)
+        often = np.argsort(-times, kind="stable")[: self.settings.max_tokens]
+        kept = np.sort(often[seen[often] >= 0])
+        place = np.full(len(seen), -1)
+        place[kept] = np.arange(len(kept))
+        row = place[owner.reshape(-1)]
+        back = np.float32(self.settings.back_off)
+        means = np.empty((len(kept) + 1, layers, width), np.float16)
+        for layer in range(layers):
+            states = self._routers.normal_states(trace.hidden[:, layer].astype(np.float32), layer)
+            overall = states.mean(0)
+            sums = np.broadcast_to(back * overall, (len(kept), width)).astype(np.float32)
+            np.add.at(sums, row[row >= 0], states[row >= 0])
+            means[:-1, layer] = sums / (times[kept].astype(np.float32) + back)[:, None]
+            means[-1, layer] = overall
+        return seen[kept], means
 
-    def _margins(self, hidden: Array, layer: int, ahead: int) -> Array:
+    def _fit_curves(self, held: Trace, seed: int) -> None:
+        """Slope and offset of the logistic by layers ahead, layer and kind of token.
+
+        Kind 0 has a mean step of its own, kind 1 that of all tokens, and is less sure.
+        """
+        assert self._routers is not None and held.hidden is not None
+        far, layers = self.settings.max_layers, held.num_layers
+        curves = np.tile(np.array([1, 0], np.float32), (far, layers, 2, 1))
+        rows = np.random.default_rng(seed).permutation(held.num_tokens)[:_MAX_CALIBRATION_TOKENS]
+        own = ids_of(held)[rows]
+        known = np.isin(own, self._ids)
+        for ahead in range(1, far + 1):
+            for layer in range(ahead, layers):
+                hidden = held.hidden[rows, layer - ahead].astype(np.float32)
+                used = multi_hot(held.experts[rows, layer], held.num_experts)
+                for kind, ids in ((1, np.full_like(own, -1)), (0, own)):
+                    some = np.ones_like(known) if kind == 1 or not known.any() else known
+                    margins = self._margins(hidden[some], ids[some], layer, ahead)
+                    found = _logistic(margins.ravel(), used[some].ravel())
+                    curves[ahead - 1, layer, kind] = found
+        self._curves = curves
+
+    def _step(self, ids: Array, layer: int, ahead: int) -> Array:
+        """What is added on the mean on the way to `layer`, for token ids `[N]`: `[N, H]`."""
+        assert self._means is not None
+        row = np.full(len(ids), len(self._ids))
+        if len(self._ids):
+            place = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+            row = np.where(self._ids[place] == ids, place, row)
+        here, there = self._means[row, layer - ahead], self._means[row, layer]
+        return there.astype(np.float32) - here.astype(np.float32)
+
+    def _look(self, hidden: Array, ids: Array, layer: int, ahead: int) -> Array:
+        """Probabilities `[N, E]` of `layer` from states that entered the experts `ahead` before."""
+        margins = self._margins(hidden, ids, layer, ahead)
+        if self._curves is None:
+            return _sigmoid(margins)
+        kind = np.where(np.isin(ids, self._ids), 0, 1)
+        slope, offset = self._curves[ahead - 1, layer, kind].T
+        return _sigmoid(slope[:, None] * margins + offset[:, None])
+
+    def _margins(self, hidden: Array, ids: Array, layer: int, ahead: int) -> Array:
         """How far each expert is above what the k-th and the next choice have in the middle."""
         assert self._routers is not None and self.shape is not None
         state = self._routers.normal_states(hidden, layer - ahead)
-        if self._steps is not None:
-            state = state + self._steps[ahead - 1, layer]
+        if self._means is not None:
+            state = state + self._step(ids, layer, ahead)
         choices = self._routers.choices(state, layer)
         k, experts = self.shape.top_k, self.shape.num_experts
         edge = np.partition(choices, [experts - k, max(experts - k - 1, 0)], axis=-1)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sluice.errors import CheckpointError, ConfigError
-from sluice.predict.arrays import multi_hot, take
+from sluice.predict.arrays import ids_of, multi_hot, take
 from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.offline import Horizon, known_layers, previous_routes
@@ -215,7 +215,7 @@ class PathNeighbours(BasePredictor[PathNeighboursSettings]):
         found = np.zeros((*trace.experts.shape[:2], trace.num_experts), np.float32)
         if self._stored is None:
             return found
-        before, ids = previous_routes(trace), _ids_of(trace)
+        before, ids = previous_routes(trace), ids_of(trace)
         for sequence in trace.sequences:
             for start in range(0, sequence.length, _ROWS_AT_ONCE):
                 stop = min(start + _ROWS_AT_ONCE, sequence.length)
@@ -265,7 +265,7 @@ class PathNeighbours(BasePredictor[PathNeighboursSettings]):
         self._rates = expert_rates(trace)
         stored = min(self.settings.capacity, trace.num_tokens)
         rows = np.unique(np.linspace(0, trace.num_tokens - 1, stored).round().astype(np.int64))
-        before, ids = previous_routes(trace)[rows], _ids_of(trace)[rows]
+        before, ids = previous_routes(trace)[rows], ids_of(trace)[rows]
         self._stored = _Block(trace.experts[rows], before, ids, trace.num_experts)
         progress(1, 1)
         return {"paths": len(rows)}
@@ -345,13 +345,6 @@ class _Memory:
         self.paths: _Paths | None = None
         self.likeness: _Likeness | None = None
         self.layers = 0
-
-
-def _ids_of(trace: Trace) -> Array:
-    """Token ids int64 `[N]`, -1 where nobody kept them."""
-    if trace.token_ids is None:
-        return np.full(trace.num_tokens, -1, np.int64)
-    return trace.token_ids.astype(np.int64)
 
 
 def take_routes(

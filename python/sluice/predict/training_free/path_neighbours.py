@@ -21,6 +21,7 @@ from sluice.predict.live import Request
 from sluice.predict.offline import Horizon, known_layers, previous_routes
 from sluice.predict.training_free.counting import check_rates, expert_rates
 from sluice.predict.training_free.decayed import check_positive
+from sluice.predict.training_free.path_store import Block, Likeness, Paths
 from sluice.trace import Trace
 
 Array = NDArray[Any]
@@ -68,144 +69,13 @@ class PathNeighboursSettings:
             raise ConfigError(f"decay: got {self.decay}, expected more than 0 and at most 1")
 
 
-class _Block:
-    """Stored tokens: their routes, and those of the tokens before them.
-
-    Args:
-        routes: int16 `[M, S, K]`.
-        before: int16 `[M, S, K]`, -1 throughout at a sequence's start.
-        ids: int64 `[M]`, token ids, -1 unknown.
-        num_experts: E.
-    """
-
-    def __init__(self, routes: Array, before: Array, ids: Array, num_experts: int) -> None:
-        self.routes, self.before, self.ids = routes, before, ids
-        self.num_experts = num_experts
-        self.sizes = (routes >= 0).sum(-1).astype(np.float32)  # [M, S]
-        self.before_sizes = (before >= 0).sum((1, 2)).astype(np.float32)
-        self._ones: dict[tuple[bool, int], Array] = {}  # uint8 [E, M], made when first asked for
-
-    def overlap(self, hot: Array, layer: int, *, before: bool = False) -> Array:
-        """Experts that rows of ones `[N, E]` share with each token at a layer: `[N, M]`."""
-        ones = self._ones.get((before, layer))
-        if ones is None:
-            held = (self.before if before else self.routes)[:, layer]
-            ones = multi_hot(held, self.num_experts).T.astype(np.uint8)
-            self._ones[before, layer] = ones = np.ascontiguousarray(ones)
-        if len(hot) == 1:  # live: a few rows of the table, and no product
-            return ones[hot[0] > 0].sum(0, dtype=np.float32)[None]
-        return hot @ ones.astype(np.float32)
-
-
-class _Paths:
-    """Blocks of stored tokens, numbered through."""
-
-    def __init__(self, *blocks: _Block) -> None:
-        self.blocks = blocks
-        self.num_experts = blocks[0].num_experts
-        self.sizes = np.concatenate([block.sizes for block in blocks])
-        self.before_sizes = np.concatenate([block.before_sizes for block in blocks])
-        self.ids = np.concatenate([block.ids for block in blocks])
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def overlap(self, hot: Array, layer: int) -> Array:
-        """As `_Block.overlap`."""
-        return np.hstack([block.overlap(hot, layer) for block in self.blocks])
-
-    def overlap_before(self, hot: Array) -> Array:
-        """Likewise for the tokens before, rows `[N, S, E]`, over all layers: `[N, M]`."""
-        found = np.zeros((len(hot), len(self)), np.float32)
-        for layer in range(hot.shape[1]):
-            new = [block.overlap(hot[:, layer], layer, before=True) for block in self.blocks]
-            found += np.hstack(new)
-        return found
-
-    def votes(self, voters: Array, weights: Array, layer: int) -> Array:
-        """Weights `[N, J]` of voters added up by expert: float32 `[N, E]`."""
-        first = self.blocks[0].routes
-        ids = first[np.minimum(voters, len(first) - 1), layer].astype(np.int64)  # [N, J, K]
-        for own in self.blocks[1:]:
-            theirs = voters >= len(first)
-            ids[theirs] = own.routes[voters[theirs] - len(first), layer]
-        width = self.num_experts + 1  # -1 is the column cut off below
-        places = np.arange(len(ids))[:, None, None] * width + ids % width
-        held = np.broadcast_to(weights[:, :, None], ids.shape)
-        found = np.bincount(places.ravel(), held.ravel(), len(ids) * width)
-        return found.reshape(-1, width)[:, : self.num_experts].astype(np.float32)
-
-
-class _Likeness:
-    """How like stored paths some tokens are, as their layers become known.
-
-    Args:
-        paths: What is stored.
-        before: float32 `[N, S, E]`: the tokens before, as ones.
-        ids: int64 `[N]`: the tokens, -1 unknown.
-        settings: Of the predictor.
-        allowed: bool `[N, M]`: who may vote; None: all.
-    """
-
-    def __init__(
-        self,
-        paths: _Paths,
-        before: Array,
-        ids: Array,
-        settings: PathNeighboursSettings,
-        *,
-        allowed: Array | None = None,
-    ) -> None:
-        self._paths, self._settings, self._allowed = paths, settings, allowed
-        share = np.float32(settings.previous / before.shape[1])
-        self._dots = share * paths.overlap_before(before)
-        self._mine = share * before.sum((1, 2))
-        self._theirs = share * paths.before_sizes
-        self._layers = 0
-        weight = np.float32(settings.token * paths.blocks[0].routes.shape[2])
-        known = ids >= 0
-        if weight and known.any():  # K experts shared in each of so many layers
-            self._dots += weight * ((ids[:, None] == paths.ids) & known[:, None])
-            self._mine = self._mine + weight * known
-            self._theirs = self._theirs + weight * (paths.ids >= 0)
-
-    def add(self, hot: Array) -> None:
-        """The next layer of all tokens, ones `[N, E]`."""
-        decay = np.float32(self._settings.decay)
-        self._dots = decay * self._dots + self._paths.overlap(hot, self._layers)
-        self._mine = decay * self._mine + hot.sum(-1)
-        self._theirs = decay * self._theirs + self._paths.sizes[:, self._layers]
-        self._layers += 1
-
-    def voters(self) -> tuple[Array, Array]:
-        """The most alike and their weights, each `[N, J]`.
-
-        A weight counts from the best of those that do not vote, so that it is 0 at the edge: which
-        of several equals is left out makes no difference.
-        """
-        lengths = np.sqrt(np.maximum(self._mine[:, None] * self._theirs, 1e-9))
-        alike = self._dots / lengths
-        if self._allowed is not None:
-            alike = np.where(self._allowed, alike, 0)
-        most = min(self._settings.neighbours, alike.shape[1] - 1)
-        if most < 1:
-            return np.zeros((len(alike), 1), np.int64), np.zeros((len(alike), 1), np.float32)
-        best = np.argpartition(-alike, most, axis=1)[:, : most + 1]
-        held = np.take_along_axis(alike, best, axis=1)
-        top = held.max(axis=1, keepdims=True)
-        edge = held.min(axis=1, keepdims=True)
-        temperature = np.float32(self._settings.temperature)
-        weights = np.exp((held - top) / temperature) - np.exp((edge - top) / temperature)
-        return best, weights.astype(np.float32)
-
-
 class PathNeighbours(BasePredictor[PathNeighboursSettings]):
     """The weighted mean of what the most alike tokens did at the layer that is asked for."""
 
     name = "path-neighbours"
     settings_type = PathNeighboursSettings
 
-    _stored: _Block | None = None
+    _stored: Block | None = None
     _rates: Array | None = None  # [S, E]
 
     def scores(self, trace: Trace, horizon: Horizon) -> Array:
@@ -220,7 +90,7 @@ class PathNeighbours(BasePredictor[PathNeighboursSettings]):
             for start in range(0, sequence.length, _ROWS_AT_ONCE):
                 stop = min(start + _ROWS_AT_ONCE, sequence.length)
                 at = slice(sequence.start + start, sequence.start + stop)
-                paths, allowed = _Paths(self._stored), None
+                paths, allowed = Paths(self._stored), None
                 if self.settings.adapt:
                     first = max(start - self.settings.adapt_tokens, 0)
                     own = slice(sequence.start + first, sequence.start + stop)
@@ -228,7 +98,7 @@ class PathNeighbours(BasePredictor[PathNeighboursSettings]):
                     allowed = self._who_may(np.arange(start, stop) - first, len(paths))
                 hot = multi_hot(trace.experts[at], paths.num_experts)
                 old = multi_hot(before[at], paths.num_experts)
-                likeness = _Likeness(paths, old, ids[at], self.settings, allowed=allowed)
+                likeness = Likeness(paths, old, ids[at], self.settings, allowed=allowed)
                 done, voters = 0, likeness.voters()
                 for layer, layers in enumerate(known.tolist()):
                     if layers > done:
@@ -257,7 +127,7 @@ class PathNeighbours(BasePredictor[PathNeighboursSettings]):
         routes = take_routes(arrays, "routes", (-1, layers, top_k), experts)
         before = take_routes(arrays, "before", (len(routes), layers, top_k), experts)
         ids = take(arrays, "ids", (len(routes),), np.int64)
-        self._stored = _Block(routes, before, ids, experts)
+        self._stored = Block(routes, before, ids, experts)
 
     def _fit(
         self, trace: Trace, choose: Trace | None, seed: int, progress: Progress
@@ -266,7 +136,7 @@ class PathNeighbours(BasePredictor[PathNeighboursSettings]):
         stored = min(self.settings.capacity, trace.num_tokens)
         rows = np.unique(np.linspace(0, trace.num_tokens - 1, stored).round().astype(np.int64))
         before, ids = previous_routes(trace)[rows], ids_of(trace)[rows]
-        self._stored = _Block(trace.experts[rows], before, ids, trace.num_experts)
+        self._stored = Block(trace.experts[rows], before, ids, trace.num_experts)
         progress(1, 1)
         return {"paths": len(rows)}
 
@@ -281,14 +151,14 @@ class PathNeighbours(BasePredictor[PathNeighboursSettings]):
         stamp = (request.tokens, request.token_id)  # of a token that is idle, too: it has no id
         if memory.likeness is None or request.layer < memory.layers or memory.stamp != stamp:
             memory.stamp = stamp
-            memory.paths = _Paths(self._stored)
+            memory.paths = Paths(self._stored)
             if self.settings.adapt and memory.routes:
                 most = self.settings.adapt_tokens
                 own = np.stack(memory.routes[-most:]), np.stack(memory.before[-most:])
                 memory.paths = self._with(*own, np.array(memory.ids[-most:], np.int64))
             before = multi_hot(request.previous[None], self.shape.num_experts)
             ids = np.array([request.token_id])
-            memory.likeness = _Likeness(memory.paths, before, ids, self.settings)
+            memory.likeness = Likeness(memory.paths, before, ids, self.settings)
             memory.layers = 0
         for layer in range(memory.layers, request.layer):
             memory.likeness.add(multi_hot(request.routes[layer][None], self.shape.num_experts))
@@ -308,10 +178,10 @@ class PathNeighbours(BasePredictor[PathNeighboursSettings]):
             most = self.settings.adapt_tokens
             del memory.routes[:-most], memory.before[:-most], memory.ids[:-most]
 
-    def _with(self, routes: Array, before: Array, ids: Array) -> _Paths:
+    def _with(self, routes: Array, before: Array, ids: Array) -> Paths:
         """What is stored, and a sequence's own tokens behind it."""
         assert self._stored is not None
-        return _Paths(self._stored, _Block(routes, before, ids, self._stored.num_experts))
+        return Paths(self._stored, Block(routes, before, ids, self._stored.num_experts))
 
     def _who_may(self, places: Array, num_paths: int) -> Array:
         """Stored tokens, and of a sequence's own the last ones before each: bool `[N, M]`."""
@@ -322,7 +192,7 @@ class PathNeighbours(BasePredictor[PathNeighboursSettings]):
         own[:, :stored] = True
         return own
 
-    def _vote(self, paths: _Paths, voters: tuple[Array, Array], layer: int) -> Array:
+    def _vote(self, paths: Paths, voters: tuple[Array, Array], layer: int) -> Array:
         assert self._rates is not None
         who, weights = voters
         total = weights.sum(axis=1, keepdims=True)
@@ -342,8 +212,8 @@ class _Memory:
         self.before: list[Array] = []
         self.ids: list[int] = []
         self.stamp: tuple[int, int] = (-1, -1)
-        self.paths: _Paths | None = None
-        self.likeness: _Likeness | None = None
+        self.paths: Paths | None = None
+        self.likeness: Likeness | None = None
         self.layers = 0
 
 

@@ -2,7 +2,7 @@
 
 from sluice.predict.base import BasePredictor, Fitting, Shape
 from sluice.predict.card import load, save
-from sluice.predict.evaluation import Evaluation, evaluate
+from sluice.predict.evaluation import Evaluation, evaluate, scores_of
 from sluice.predict.protocol import Guess, Predictor, RoutingEvent, union_probability
 from sluice.predict.registry import make, names
 from sluice.predict.train import Training, train
@@ -21,6 +21,7 @@ __all__ = [
     "make",
     "names",
     "save",
+    "scores_of",
     "train",
     "union_probability",
 ]

@@ -22,7 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "layer-mlp": {"epochs": 20, "hidden": 24, "units": 8, "learning_rate": 1e-2},
     "state-mlp": {"epochs": 40, "hidden": 32, "units": 8, "learning_rate": 1e-2},
     "routing-path": {
-        **{"epochs": 80, "width": 32, "layers": 2, "heads": 2, "window": 16},
+        **{"epochs": 50, "width": 32, "layers": 2, "heads": 2, "window": 16},
         **{"sequence_tokens": 30, "learning_rate": 1e-2},
     },
     "prompt-encoder": {

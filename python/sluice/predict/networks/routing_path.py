@@ -49,6 +49,7 @@ class RoutingPathSettings:
         dropout: In training.
         epochs: Passes; with sequences to choose on the best one is kept.
         sequence_tokens: Length of the stretches that are trained on.
+        batch_tokens: Tokens of a training step.
         learning_rate: Of AdamW, annealed to nothing.
         weight_decay: Of AdamW.
     """
@@ -59,8 +60,9 @@ class RoutingPathSettings:
     window: int = 128
     table_rows: int = 16384
     dropout: float = 0.1
-    epochs: int = 8
+    epochs: int = 12
     sequence_tokens: int = 128
+    batch_tokens: int = 512
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
 
@@ -69,7 +71,7 @@ class RoutingPathSettings:
             self,
             at_least_one=(
                 *("width", "layers", "heads", "window", "table_rows"),
-                *("epochs", "sequence_tokens"),
+                *("epochs", "sequence_tokens", "batch_tokens"),
             ),
             shares=("dropout",),
         )
@@ -225,7 +227,7 @@ class RoutingPath(BasePredictor[RoutingPathSettings]):
                 lr=settings.learning_rate,
             )
             pieces = _pieces(trace, settings.sequence_tokens)
-            together = max(1, _ROWS // settings.sequence_tokens)
+            together = max(1, settings.batch_tokens // settings.sequence_tokens)
             batches = -(-len(pieces) // together)
             schedule = anneal(optimizer, settings.epochs * batches)
             best: tuple[float, dict[str, Array]] | None = None

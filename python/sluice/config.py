@@ -53,8 +53,8 @@ class OffloadOptions:
         policy: Who leaves when a slot is needed: "decayed-lfu" (`"decayed-lfu:16"` sets the
             half-life in steps), "lru", "lfu", "fifo", "lfru", "s3-fifo", "least-stale", "static",
             "edge", "edge:printed", or, of a predictor's keep-scores, "forecast" and "plec". "auto"
-            is "decayed-lfu", for routing is skewed and the skew drifts; beside a predictor "forecast",
-            which is the same until the predictor proves better.
+            is "decayed-lfu", for routing is skewed and the skew drifts; beside a predictor it is
+            "forecast", which is the same until the predictor proves better.
         predictor: What guesses who comes next: a folder that `sluice train` wrote, a name of
             `sluice.predict.names()`, or an object of one's own. None: nothing is guessed. Wrong
             guesses cost a little of the link and never change a result.

@@ -19,9 +19,11 @@ _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 def policy_grid(grid: Grid, *, axes: Axes | None = None) -> Figure:
     """Hits over slots, a line for each contender; LRU and Belady frame them in grey."""
-    figure, panel = new_axes(axes, width=7.0, height=4.2)
+    figure, panel = new_axes(axes, width=7.5, height=4.2)
     colours = iter(_LINES * len(grid.rows))
-    for name, results in grid.rows.items():
+    best_first = sorted(grid.rows, key=lambda name: -sum(r.hit_ratio for r in grid.rows[name]))
+    for name in best_first:
+        results = grid.rows[name]
         frame = name in ("lru", "belady")
         panel.plot(
             grid.slots,
@@ -32,12 +34,6 @@ def policy_grid(grid: Grid, *, axes: Axes | None = None) -> Figure:
             markersize=4,
             label=name,
         )
-        panel.annotate(
-            f" {name}",
-            (grid.slots[-1], 100 * results[-1].hit_ratio),
-            fontsize=8,
-            va="center",
-        )
     scope = "of a layer" if grid.settings["scope"] == "layer" else "of all layers"
     panel.set(
         xlabel=f"slots {scope} ({grid.settings['experts']} experts a layer)",
@@ -45,8 +41,8 @@ def policy_grid(grid: Grid, *, axes: Axes | None = None) -> Figure:
         title=f"Who stays: {grid.settings['tokens']:,} tokens, no prefetching",
     )
     panel.set_xticks(grid.slots)
-    panel.margins(x=0.18)
     panel.grid(axis="y", color="#eeeeee")
+    panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     return figure
 
 
@@ -62,6 +58,6 @@ def headroom_figure(found: Headroom, *, axes: Axes | None = None) -> Figure:
     share = 100 * found.slots / found.experts
     panel.set(
         xlabel="tokens/s on the virtual clock",
-        title=f"What knowing the future is worth with {share:.1f} % of the experts in memory",
+        title=f"Knowing the future, {share:.0f} % of experts in memory",
     )
     return figure

@@ -56,7 +56,7 @@ struct EngineStress : ::testing::Test {
 TEST_F(EngineStress, ThreadsThatForwardGuessWatchAndDrainDisturbNoBits) {
   for (const std::int64_t slots : {1, 3, 9}) {
     const std::uint64_t read_before = model->store()->counters().bytes_read;
-    const auto engine = open(slots, slots == 3 ? "lru" : "decayed-lfu");
+    const auto engine = open(slots, slots == 1 ? "decayed-lfu" : slots == 3 ? "lru" : "forecast");
     std::atomic<bool> stop{false};
     std::vector<std::jthread> threads;
     for (int t = 0; t < 2; ++t) {
@@ -74,6 +74,18 @@ TEST_F(EngineStress, ThreadsThatForwardGuessWatchAndDrainDisturbNoBits) {
                         .probability = static_cast<double>(1 + rng() % 9) / 10};
         engine->hint({&hint, 1});
         std::this_thread::sleep_for(std::chrono::microseconds(50));
+      }
+    });
+    threads.emplace_back([&] {
+      std::mt19937_64 rng(test_seed());
+      std::vector<float> row(8);
+      while (!stop) {
+        for (float& score : row) score = static_cast<float>(rng() % 100);
+        engine->publish(LayerIdx{static_cast<std::int32_t>(rng() % 2)}, row);
+        const bool guesses = rng() % 2 == 0;
+        engine->set_scorer(guesses ? make_pair_scorer(std::vector<float>(2 * 8 * 8, 0.5F), 2, 8)
+                                   : nullptr);
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
       }
     });
     threads.emplace_back([&] {

@@ -32,6 +32,8 @@ def load_scenario(path: Path) -> dict[str, Any]:
         "model",
         "routing",
         "budget",
+        "disk",
+        "predictors",
         "workload",
         "stop",
         "smoke",
@@ -53,6 +55,7 @@ def smoke(scenario: dict[str, Any]) -> dict[str, Any]:
         if table == "model" and "config" in scenario["model"]:
             merged["config"] = {**scenario["model"]["config"], **values.get("config", {})}
         small[table] = merged
+    small["threads"] = 1  # nobody is timed, and threads wait for each other on a busy machine
     small["stop"] = {"warmup": 0, "min_samples": 2, "max_samples": 2, "timeout_s": 3600}
     return small
 
@@ -103,6 +106,7 @@ def row(
     counters: dict[str, Any] | None = None,
     limit: dict[str, Any] | None = None,
     memory: dict[str, int] | None = None,
+    derived: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """One result with its passport (measuring rules: README.md of this folder)."""
     revision, dirty = commit()
@@ -137,6 +141,8 @@ def row(
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
+    if derived:
+        body["derived"] = derived
     body["id"] = hashlib.sha256(canonical(body).encode()).hexdigest()[:12]
     return body
 

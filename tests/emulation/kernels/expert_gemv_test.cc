@@ -368,6 +368,58 @@ TEST(ExpertGemv, ATokensBitsIgnoreTheTokensBesideIt) {
   }
 }
 
+TEST(ExpertGemv, TheGatesHaveTheHostsBitsWhereTheirBranchesMeet) {
+  // Arguments around the limit, and around those of gelu and gelu_tanh at which one approximation
+  // takes over from another: erf's at 1, tanh's at 5/8. The second token's sums are all tiny: for
+  // the first channel -0, by underflow.
+  std::vector<float> values = {-0x1p-100f};
+  for (const float border : {1.5f, 0x1.6a09e6p+0f, 0x1.86dfc2p-1f}) {
+    for (int ulps = -16; ulps < 16; ++ulps) {
+      const float value = border + static_cast<float>(ulps) * 0x1p-24f * (border > 1 ? 2.0f : 1.0f);
+      values.insert(values.end(), {value, -value});
+    }
+  }
+  values.resize((values.size() + 7) / 8 * 8, 1.0f);
+  std::mt19937 random(20);
+  for (const GateKind kind : kGateKinds) {
+    Schedule{}.set_up();
+    const ExpertProblem problem{.weights = DType::kF32,
+                                .activations = DType::kF32,
+                                .hidden = 16,
+                                .intermediate = static_cast<std::int64_t>(values.size()),
+                                .gate = {.kind = kind, .limit = 1.5f}};
+    Experts::Host host;
+    host.w13.assign(static_cast<std::size_t>(w13_rows(problem) * problem.hidden), -0x1p-100f);
+    for (std::int64_t channel = 0; channel < problem.intermediate; ++channel) {
+      const ChannelRows rows = channel_rows(problem, channel);
+      const float value = values[static_cast<std::size_t>(channel)];
+      host.w13[static_cast<std::size_t>(rows.up * problem.hidden)] =
+          is_gated(kind) ? 1.5f - value : value;
+      host.w13[static_cast<std::size_t>(rows.gate * problem.hidden)] = value;
+    }
+    std::vector<float> hidden(32, 0.0f);
+    hidden[0] = 1;
+    std::fill(hidden.begin() + 16, hidden.end(), 0x1p-100f);
+
+    const Routing routing({2}, 1, 0, random);
+    const DeviceArray<float> w13(host.w13);
+    const DeviceArray<float> hidden_device(hidden);
+    const DeviceArray<float> h(2 * values.size());
+    ExpertEntries list;
+    list.count = 1;
+    list.entries[0].weights.w13 = reinterpret_cast<const std::byte*>(w13.data());
+    launch_expert_gate_up(
+        problem, plan_expert_gate_up(problem, 1, 2, kGpu), list,
+        {.routed = routing.device(), .hidden = hidden_device.data(), .h = h.data()}, {});
+    const auto got = encode(DType::kF32, h.read());
+    for (int p = 0; p < 2; ++p) {
+      const float* const x = hidden_of(hidden, routing, p, problem.hidden);
+      ASSERT_EQ(row_bytes(got, DType::kF32, p, problem.intermediate), exact_h(problem, host, x))
+          << text(problem) << ": position " << p;
+    }
+  }
+}
+
 TEST(ExpertGemv, TouchesNothingOfASlotButItsSections) {
   // Two slots side by side in one slab, as the cache lays them out, padding between the sections.
   std::mt19937 random(16);

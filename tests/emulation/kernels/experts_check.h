@@ -41,8 +41,8 @@ namespace sluice::testing {
   for (std::int64_t r = 0; r < rows; ++r) {
     const Dot sum = dot(expert.w13.data() + r * problem.hidden, x, problem.hidden, nullptr);
     const float* const bias = bias_at(expert.b13, r);
-    product[static_cast<std::size_t>(r)] =
-        static_cast<float>(sum.sum) + (bias == nullptr ? 0.0f : *bias);
+    const auto rounded = static_cast<float>(sum.sum);  // -0 stays it without a bias
+    product[static_cast<std::size_t>(r)] = bias == nullptr ? rounded : rounded + *bias;
   }
   std::vector<float> h(static_cast<std::size_t>(problem.intermediate));
   apply_gate(problem.gate, product.data(), h.data(), 1, problem.intermediate);

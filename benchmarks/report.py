@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,27 @@ TITLES = {
         "Decode, Qwen3-30B-A3B layer shapes (4-layer cut, sticky synthetic routes), bf16, batch 1"
     ),
     "reference-decode": "Decode, the shipped reference model (trained, own routes), bf16, batch 1",
+    "closed-loop-reference": (
+        "Foresight on the reference model's own text (prompts of its test split), bf16, batch 1"
+    ),
+    "closed-loop-reference-550": "The same from a disk held to 550 MB/s",
+    "closed-loop-reference-50": "The same from a disk held to 50 MB/s",
+    "closed-loop-dsv2lite-4-layer-cut": (
+        "Foresight, DeepSeek-V2-Lite layer shapes (4-layer cut, recorded routes), bf16, batch 1"
+    ),
+    "closed-loop-dsv2lite-4-layer-cut-550": "The same from a disk held to 550 MB/s",
+    "closed-loop-dsv2lite-4-layer-cut-50": "The same from a disk held to 50 MB/s",
+    "edgemoe-ladder-reference-550": (
+        "EdgeMoE's ladder without its low-bit rung, the reference model's own text, a disk held to "
+        "550 MB/s"
+    ),
+    "edgemoe-ladder-reference-50": "The same from a disk held to 50 MB/s",
+    "foresight-cost-reference": (
+        "Predictors whose plans move nothing, the reference model's own text, bf16, batch 1"
+    ),
+    "foresight-cost-dsv2lite-4-layer-cut": (
+        "Predictors whose plans move nothing, DeepSeek-V2-Lite layer shapes (4-layer cut)"
+    ),
     "kernel-dsv2lite": "Few-token kernel, H 2048, I 1408, bf16, beyond the last-level cache",
     "kernel-qwen3-30b": "Few-token kernel, H 2048, I 768, bf16, beyond the last-level cache",
     "qwen3-30b-a3b-16-layer-cut-gpu": (
@@ -116,6 +138,25 @@ def limit(row: dict[str, Any]) -> str:
     return f"{achieved:.2f}" if achieved else "–"
 
 
+def late(row: dict[str, Any]) -> str:
+    """Experts that were on their way when the layer asked, where guesses bring some."""
+    counters = row["counters"]
+    if "derived" not in row or not counters.get("requests") or "late" not in counters:
+        return "–"
+    return f"{100 * counters['late'] / counters['requests']:.0f} %"
+
+
+def saved(row: dict[str, Any]) -> str:
+    """The share of lru-overlap's time that the second bound saves which this arm saves."""
+    derived = row.get("derived", {})
+    return f"{derived['of_bound']:.2f}" if "of_bound" in derived else "–"
+
+
+def against(key: str) -> Callable[[dict[str, Any]], str]:
+    """Tokens/s over those of another arm of the same run."""
+    return lambda row: f"{row['derived'][key]:.2f}" if key in row.get("derived", {}) else "–"
+
+
 def granted(row: dict[str, Any]) -> str:
     """Megabytes that experts were allowed to take."""
     value = row["memory"].get("expert_bytes_granted")
@@ -130,6 +171,11 @@ COLUMNS = {
     "disk MB/token": moved,
     "link MB/token": over_link,
     "hits": hit_rate,
+    "late": late,
+    "over on demand": against("over_demand"),
+    "over LRU with overlap": against("over_lru_overlap"),
+    "of the bound's saving": saved,
+    "over no plans": against("over_undisturbed"),
     "of limit": limit,
     "bound": bound,
     "state": lambda r: r["state"],

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,56 @@ CUTS = {"dsv2lite_translation_l1_9_17_25": ("deepseek_v2_lite_translation", (0, 
 
 @dataclass(frozen=True)
 class Routes:
-    """Expert ids per sequence: each `[tokens, layers, top_k]`, int64."""
+    """Expert ids per sequence: each `[tokens, layers, top_k]`, int64.
+
+    `weights`, float32 of the same shapes, are the recorded router's where they are replayed too.
+    `contents` are the sequences' hashes, by which it is known who was fitted on them.
+    """
 
     sequences: list[np.ndarray]
     source: str
     sha256: str
+    weights: list[np.ndarray] | None = None
+    contents: tuple[str, ...] = ()
 
 
-def recorded(name: str, first: int, last: int) -> Routes:
-    """Sequences `first` … `last` of a cut."""
-    file, layers = CUTS[name]
-    path = DATA / f"{file}{trace.SUFFIX}"
-    loaded = trace.load(path)
-    experts = loaded.experts[:, list(layers)].astype(np.int64)
-    sequences = [experts[s.rows] for s in loaded.sequences[first : last + 1]]
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Routes(sequences, f"recorded {name} sequences {first}-{last}", digest)
+def trace_path(name: str) -> Path:
+    """The file behind a trace of `data/`, or behind a cut of one."""
+    return DATA / f"{CUTS[name][0] if name in CUTS else name}{trace.SUFFIX}"
+
+
+def load_trace(name: str) -> trace.Trace:
+    """A trace of `data/` by its name, or the layers of one that a cut names."""
+    loaded = trace.load(trace_path(name))
+    if name not in CUTS:
+        return loaded
+    layers = list(CUTS[name][1])
+    weights = None if loaded.weights is None else loaded.weights[:, layers]
+    return replace(loaded, experts=loaded.experts[:, layers], weights=weights)
+
+
+def recorded(
+    name: str, first: int, last: int, *, weights: bool = False, skip_tokens: int = 0
+) -> Routes:
+    """Sequences `first` … `last` of a cut, with the recorded router's weights if asked for, each
+    from token `skip_tokens` on: a task's sequences begin with the same tokens."""
+    loaded = load_trace(name)
+    chosen = loaded.sequences[first : last + 1]
+    experts = loaded.experts.astype(np.int64)
+    digest = hashlib.sha256(trace_path(name).read_bytes()).hexdigest()
+    beside = None
+    if weights:
+        if loaded.weights is None:
+            raise ValueError(f"{name}: weights = true, but the trace has none")
+        beside = [loaded.weights[s.rows][skip_tokens:].astype(np.float32) for s in chosen]
+    skipped = f" from token {skip_tokens}" if skip_tokens else ""
+    return Routes(
+        [experts[s.rows][skip_tokens:] for s in chosen],
+        f"recorded {name} sequences {first}-{last}{skipped}",
+        digest,
+        beside,
+        tuple(s.content for s in chosen),
+    )
 
 
 def sticky(
@@ -76,20 +110,23 @@ class Replay:
     """Feeds one sequence of routes to a model's experts modules, by forward pre-hooks.
 
     A hook counts the tokens that its layer has seen, so prefill and decode take consecutive rows.
-    The routing weights stay the router's own (finite, positive), which is all that timing needs.
+    Without recorded weights they stay the router's own (finite, positive), which is all that timing
+    needs; a predictor that reads them needs the recorded ones.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.sites = [m for n, m in model.named_modules() if n.endswith(".experts")]
         self._routes: torch.Tensor | None = None
+        self._weights: torch.Tensor | None = None
         self._seen = [0] * len(self.sites)
 
-    def start(self, routes: np.ndarray) -> None:
+    def start(self, routes: np.ndarray, weights: np.ndarray | None = None) -> None:
         if routes.shape[1] != len(self.sites):
             raise ValueError(
                 f"routes: got {routes.shape[1]} layers, the model has {len(self.sites)}"
             )
         self._routes = torch.from_numpy(routes)
+        self._weights = None if weights is None else torch.from_numpy(weights)
         self._seen = [0] * len(self.sites)
 
     def _hook(self, layer: int) -> Any:
@@ -104,7 +141,10 @@ class Replay:
                     f"routes end at token {self._routes.shape[0]}, asked for {count} more"
                 )
             self._seen[layer] = begin + count
-            return (hidden, ids.to(hidden.device), *args[2:]), kwargs
+            if self._weights is None:
+                return (hidden, ids.to(hidden.device), *args[2:]), kwargs
+            weights = self._weights[begin : begin + count, layer].to(args[2])
+            return (hidden, ids.to(hidden.device), weights, *args[3:]), kwargs
 
         return replace
 

@@ -1,6 +1,7 @@
 """What every arm is, and how it generates."""
 
 import inspect
+import itertools
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -37,6 +38,24 @@ class Sample:
         return sum(self.token_s) / max(1, len(self.token_s))
 
 
+@dataclass(frozen=True)
+class Generation:
+    """What one generation routes: experts `[tokens, layers, top_k]` of the prompt's tokens, which
+    run in one forward, and of the others, each in its own."""
+
+    experts: np.ndarray
+    prompt_tokens: int
+
+    def steps(self) -> list[list[np.ndarray]]:
+        """Per forward and layer, the distinct experts."""
+        tokens, layers, _ = self.experts.shape
+        cuts = [0, *range(self.prompt_tokens, tokens + 1)]
+        return [
+            [np.unique(self.experts[begin:end, layer]) for layer in range(layers)]
+            for begin, end in itertools.pairwise(cuts)
+        ]
+
+
 def shards_of(checkpoint: Path) -> list[Path]:
     """A checkpoint's own files: a pack may lie beside them."""
     return [p for p in checkpoint.glob("*.safetensors") if not p.name.endswith(PACK_SUFFIX)]
@@ -60,6 +79,8 @@ class Arm(ABC):
     state = "resident"
     #: Same arithmetic as resident-sluice, hence bitwise equal; else within a tolerance.
     bitwise = False
+    #: Whether `expect` wants to be told what will be routed.
+    knows_future = False
 
     def __init__(self, mode: str, checkpoint: Path, scenario: dict[str, Any]) -> None:
         self.mode = mode
@@ -81,6 +102,10 @@ class Arm(ABC):
     def after_forward(self) -> None:  # noqa: B027, arms need not have one
         """Called behind every forward, outside of what is timed."""
 
+    def expect(self, generations: list["Generation"]) -> None:  # noqa: B027, most cannot know
+        """Told before each generation of an arm that `knows_future`: what it and those behind it
+        will route; nothing where that is not known."""
+
     def counters(self) -> dict[str, Any]:
         """Monotonic counters; a sample keeps their difference."""
         return {}
@@ -101,7 +126,12 @@ class Arm(ABC):
 
     @torch.no_grad()
     def generate(
-        self, text: torch.Tensor, prompt_tokens: int, new_tokens: int, routes: np.ndarray | None
+        self,
+        text: torch.Tensor,
+        prompt_tokens: int,
+        new_tokens: int,
+        routes: np.ndarray | None,
+        weights: np.ndarray | None = None,
     ) -> Sample:
         """Decodes `new_tokens` after the first `prompt_tokens` of `text` [1, N].
 
@@ -114,7 +144,7 @@ class Arm(ABC):
         if routes is None:
             logits = self._loop(text, prompt_tokens, new_tokens, gaps, tokens)
         else:
-            self.replay.start(routes)
+            self.replay.start(routes, weights)
             with self.replay.installed():
                 logits = self._loop(text, prompt_tokens, new_tokens, gaps, tokens)
         began, before = self._mark

@@ -100,6 +100,7 @@ class LruDemandArm(SluiceArm):
     """The checkpoint with `LruExperts` in place of its experts modules."""
 
     bitwise = False
+    tells_demands = False
 
     def __init__(self, mode: str, checkpoint: Path, scenario: dict[str, Any], share: float) -> None:
         super().__init__(mode, checkpoint, scenario, share, "pack")

@@ -7,6 +7,7 @@ from typing import Any
 
 import sluice
 from baselines.arm import Arm, shards_of
+from disk import read_rate, throttled
 from sluice import _core
 from sluice.folders import PACK_SUFFIX, bench_folder
 from sluice.pack import make_pack
@@ -16,18 +17,33 @@ class SluiceArm(Arm):
     """Path Q over the checkpoint's shards, or over a pack that `sluice pack` made beside them.
 
     Variants: "" shards in place with O_DIRECT; "pack"; "warm": the same pack read through the page
-    cache.
+    cache. A scenario's `[disk] read_rate` slows packs down, but not where everything is resident.
+
+    Args:
+        policy: Who leaves; None: as the scenario's budget says.
     """
 
     bitwise = True
+    #: Whether the session's own spans say what was demanded when.
+    tells_demands = True
 
     def __init__(
-        self, mode: str, checkpoint: Path, scenario: dict[str, Any], share: float, variant: str
+        self,
+        mode: str,
+        checkpoint: Path,
+        scenario: dict[str, Any],
+        share: float,
+        variant: str,
+        *,
+        policy: str | None = None,
     ) -> None:
         super().__init__(mode, checkpoint, scenario)
         self.share = share
         self.variant = variant
-        self.state = "warm" if variant == "warm" else "direct"
+        self.policy = policy or scenario.get("budget", {}).get("policy", "decayed-lfu")
+        in_pack = variant == "pack" and share < 1.0
+        self.read_rate = read_rate(scenario) if in_pack else 0
+        self.state = "warm" if variant == "warm" else "throttled" if self.read_rate else "direct"
         self.settings: dict[str, Any] = {}
         self.pack: str | None = None
 
@@ -43,16 +59,17 @@ class SluiceArm(Arm):
         budget = self.scenario.get("budget", {})
         options = sluice.OffloadOptions(
             device_memory=f"{self.share * 100:g}%",
-            policy=budget.get("policy", "decayed-lfu"),
+            policy=self.policy,
             io_threads=budget.get("io_threads", 4),
             direct=self.variant != "warm",
             pack=self.pack or "none",
         )
         self.settings = options.to_dict()
         config = sluice.OffloadConfig(**self.settings)
-        model = AutoModelForCausalLM.from_pretrained(
-            self.checkpoint, dtype=self.dtype, quantization_config=config
-        )
+        with throttled(self.read_rate):
+            model = AutoModelForCausalLM.from_pretrained(
+                self.checkpoint, dtype=self.dtype, quantization_config=config
+            )
         return model.eval()
 
     def setup(self) -> None:
@@ -84,7 +101,8 @@ class SluiceArm(Arm):
     def config(self) -> dict[str, Any]:
         # A pack is named, not placed: no path of a machine enters a row.
         pack = Path(self.pack).name if self.pack else "none"
-        return {"mode": self.mode, **self.settings, "pack": pack}
+        rate = {"read_rate_bytes_s": self.read_rate} if self.read_rate else {}
+        return {"mode": self.mode, **self.settings, "pack": pack, **rate}
 
     def close(self) -> None:
         if self.model is not None:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+import reference_traces
 import sluice
-from baselines import Arm, Sample, SluiceArm, make_arm
+from baselines import Arm, Sample, SluiceArm, is_swept, make_arm
 from checkpoints import checkpoint
+from end_to_end.closed_loop import OwnRoutes, SameText, derived_of, require_unread
 from end_to_end.link_limit import LinkLimit, beside_gpu, probe
 from harness import alternate, logits_tolerance, row, verdict
 from routing import Routes, recorded, sticky
@@ -20,7 +22,8 @@ def routes_of(scenario: dict[str, Any]) -> Routes | None:
     """The routes that the scenario times."""
     table = scenario.get("routing", {"source": "router"})
     if table["source"] == "recorded":
-        return recorded(table["trace"], *table["test"])
+        more = {k: table[k] for k in ("weights", "skip_tokens") if k in table}
+        return recorded(table["trace"], *table["test"], **more)
     if table["source"] == "synthetic":
         return sticky(**{k: v for k, v in table.items() if k != "source"})
     return None
@@ -34,7 +37,7 @@ def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
     arms: dict[str, Arm] = {}
     for mode in work["modes"]:
         kind, _, share = mode.partition("@")
-        swept = kind.split(":")[0] in {"sluice", "lru-demand"}
+        swept = is_swept(kind)
         for each in [float(share.rstrip("%")) / 100] if share else shares if swept else [1.0]:
             name = f"{kind}@{each * 100:g}%" if swept else kind
             arms[name] = make_arm(kind, folder, scenario, each)
@@ -54,14 +57,30 @@ def model_folder(scenario: dict[str, Any]) -> Path:
     return checkpoint(model)
 
 
-def reference_prompts() -> list[torch.Tensor]:
-    """The shipped model's prompts, one a task, as token ids [1, P]."""
+def reference_prompts(scenario: dict[str, Any]) -> list[torch.Tensor]:
+    """Prompts as token ids [1, P]: the shipped model's, one a task; or `count` of a role's, drawn
+    by seed among those whose recorded answer was as long as the workload's, where the workload
+    says `prompts = { role, count }`."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(sluice.reference_model())
+    work = scenario["workload"]
+    chosen = work.get("prompts")
+    if chosen is None:
+        texts = [p.text for p in reference.reference_prompts()]
+    else:
+        role = chosen["role"]
+        answers = reference_traces.shipped(role).sequences
+        long = [
+            prompt.text
+            for prompt, answer in zip(reference_traces.prompts(role), answers, strict=True)
+            if answer.length - answer.prompt_tokens >= work["new_tokens"] - 1
+        ]
+        order = np.random.default_rng(0).permutation(len(long))
+        texts = [long[i] for i in order[: chosen["count"]]]
     return [
-        tokenizer(p.text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        for p in reference.reference_prompts()
+        tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        for text in texts
     ]
 
 
@@ -74,7 +93,23 @@ def measure(
     vocab = next(iter(arms.values())).model.config.vocab_size
     last: dict[str, Sample] = {}
 
-    prompts = reference_prompts() if scenario["model"].get("weights") == "trained" else None
+    trained = scenario["model"].get("weights") == "trained"
+    prompts = reference_prompts(scenario) if trained else None
+    require_unread(arms, routes)
+
+    def replayed(index: int, of: list[np.ndarray]) -> np.ndarray:
+        sequence = of[index % len(of)]
+        repeats = 1 + (prompt_tokens + new_tokens) // len(sequence)
+        return np.concatenate([sequence] * repeats)
+
+    recorder = arms.get("resident-sluice")
+    future = OwnRoutes(
+        lambda index: sample("resident-sluice", index),
+        recorder if isinstance(recorder, SluiceArm) else None,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        replayed=None if routes is None else lambda index: replayed(index, routes.sequences),
+    )
 
     def sample(name: str, index: int, *, forced: bool = False) -> float:
         """One generation. Random weights are fed random text on the timed routes; the trained model
@@ -85,12 +120,13 @@ def measure(
         if prompts is not None and not forced:
             text = prompts[index % len(prompts)]
             prompt = text.shape[1]
-        sequence: np.ndarray | None = None
+        experts = weights = None
         if routes is not None:
-            sequence = routes.sequences[index % len(routes.sequences)]
-            repeats = 1 + (prompt_tokens + new_tokens) // len(sequence)
-            sequence = np.concatenate([sequence] * repeats)
-        last[name] = arms[name].generate(text, prompt, new_tokens, sequence)
+            experts = replayed(index, routes.sequences)
+            weights = None if routes.weights is None else replayed(index, routes.weights)
+        if arms[name].knows_future:
+            arms[name].expect([] if forced and routes is None else future.of(index))
+        last[name] = arms[name].generate(text, prompt, new_tokens, experts, weights)
         return last[name].prefill_s if phase == "prefill" else last[name].decode_s
 
     verdicts = check(arms, sample, last)
@@ -98,18 +134,23 @@ def measure(
     disks = {
         name: DemandReads(arm)
         for name, arm in arms.items()
-        if type(arm) is SluiceArm
-        and arm.variant == "pack"  # not the LRU arm, which derives
+        if isinstance(arm, SluiceArm)
+        and arm.variant == "pack"
+        and arm.tells_demands
         and not beside_gpu(arm)
     }
     on_gpu = [name for name, arm in arms.items() if beside_gpu(arm)]
     rates = probe() if on_gpu else None
     links = {name: LinkLimit(arms[name], rates) for name in on_gpu if rates is not None}
 
+    same = SameText(work.get("same_text", False))
+    warmup = scenario.get("stop", {}).get("warmup", 1)
+
     def timed(name: str) -> Any:
         def one(index: int) -> float:
             value = sample(name, index)
-            for key, number in last[name].counters.items():
+            same.check(name, index, last[name])
+            for key, number in last[name].counters.items() if index >= warmup else ():
                 totals[name][key] = totals[name].get(key, 0) + number
             if name in disks:
                 disks[name].after(last[name])
@@ -125,14 +166,15 @@ def measure(
     data = {
         "routes": routes.source if routes else "the model's own router",
         "routes_sha256": routes.sha256 if routes else "",
-        "prompts": "shipped, one a task" if prompts else f"{prompt_tokens} random tokens",
+        "prompts": what_prompts(work) if prompts else f"{prompt_tokens} random tokens",
         "text": "own" if prompts else "teacher-forced random tokens",
         "new_tokens": new_tokens,
     }
     rows = []
+    seconds = {name: samples for name, (samples, _) in results.items()}
+    demanded = {name: total.get("bytes_read_demand", 0.0) for name, total in totals.items()}
     for name, (samples, stop) in results.items():
-        calls = len(samples) + scenario.get("stop", {}).get("warmup", 1)
-        per_token = 1.0 / calls / max(1, new_tokens - 1)
+        per_token = 1.0 / len(samples) / max(1, new_tokens - 1)
         counters = {k: v * per_token for k, v in totals[name].items()}
         rows.append(
             row(
@@ -154,9 +196,17 @@ def measure(
                 else {},
                 memory=arms[name].memory(),
                 data=data,
+                derived=derived_of(name, seconds, demanded) if phase == "decode" else None,
             )
         )
     return rows
+
+
+def what_prompts(work: dict[str, Any]) -> str:
+    chosen = work.get("prompts")
+    if chosen is None:
+        return "shipped, one a task"
+    return f"{chosen['count']} of {chosen['role']} whose answers are long"
 
 
 class DemandReads:
@@ -164,7 +214,7 @@ class DemandReads:
 
     Behind each sample a read loop goes over the extents that the arm's sample *before* demanded, at
     the same depth and chunk: behind those of the sample just taken it would read what some cache
-    below the file system still holds.
+    below the file system still holds. Of a throttled arm it is the rate that it is held to.
     """
 
     def __init__(self, arm: SluiceArm) -> None:
@@ -181,7 +231,7 @@ class DemandReads:
         self.bytes_per_token.append(demand / max(1, len(sample.token_s)))
         if self.extents and seconds:
             settings = self.arm.model.sluice.options
-            loop = _core.disk_bandwidth_extents(
+            loop = self.arm.read_rate or _core.disk_bandwidth_extents(
                 pack, self.extents, settings.chunk_bytes_as_int(), settings.io_threads
             )
             self.loops.append(loop)

@@ -180,8 +180,8 @@ def judge(
             for count in slots
         ]
     for name, predictor in predictors.items():
-        kept = [keep_scores(predictor, stream.trace, count) for count in slots]
-        if all(scores is not None for scores in kept):
+        kept = keep_scores(predictor, stream.trace, slots)
+        if kept is not None:
             results[name] = [
                 replay(
                     stream.routes,
@@ -216,11 +216,12 @@ def judge(
     return figures
 
 
-def keep_scores(predictor: Any, trace: Trace, slots: int) -> Any:
-    """Of a predictor that chose for each capacity, those for this one."""
-    if hasattr(predictor, "capacity"):
-        predictor.capacity = slots
-    return predictor.keep_scores(trace)
+def keep_scores(predictor: Any, trace: Trace, slots: list[int]) -> list[np.ndarray] | None:
+    """By slots, where a predictor ranks otherwise for few than for many; None: it ranks nobody."""
+    if hasattr(predictor, "keep_scores_of"):
+        return predictor.keep_scores_of(trace, slots)
+    kept = predictor.keep_scores(trace)
+    return None if kept is None else [kept] * len(slots)
 
 
 def closed(lru: np.ndarray, policy: np.ndarray, belady: np.ndarray) -> np.ndarray:

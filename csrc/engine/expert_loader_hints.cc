@@ -83,9 +83,12 @@ bool ExpertLoader::class_has_slots(LayerIdx layer) const {
 }
 
 void ExpertLoader::feed_hints_locked() {
-  const std::int32_t room = path_->hint_room();  // and a demand without a slot comes first
+  const std::int32_t room = path_->hint_room();
   const Nanos now = clock_.now();
-  while (!paused_ && unplaced_ == 0 && hints_in_flight_ < room) {
+  // Demands first, those without a slot and those on their way: while the link is busy with them a
+  // guess would only take a slot from somebody sooner.
+  while (!paused_ && unplaced_ == 0 && loads_in_flight_ == hints_in_flight_ &&
+         hints_in_flight_ < room) {
     const std::optional<Hint> hint = hints_.pop();
     if (!hint) return;
     if (!take_hint_locked(*hint, now)) {

@@ -58,6 +58,25 @@ TEST_F(EngineHint, AGuessUnderWayIsJoinedNotReadAgain) {
   EXPECT_EQ(stats.bytes_read_demand, expert_bytes);
 }
 
+TEST_F(EngineHint, AGuessTakesNoSlotWhileADemandIsOnItsWay) {
+  Rig rig(model, {.device_memory = model.slots(2), .depth = 4});
+  (void)rig.forward(call_for({4, 5}));
+  bool asked = false;
+  rig.on_drive = [&] {
+    if (!asked) {
+      asked = true;
+      hint(rig, 1, 2);
+      for (const ChunkCopy& copy : rig.link().waiting()) EXPECT_EQ(copy.key, make_key(0, 6));
+    }
+    rig.land_one();
+  };
+  const Call call = call_for({6});
+  EXPECT_EQ(rig.forward(call), PlainForward(model)(call));
+  EXPECT_TRUE(asked);
+  rig.land_all();
+  EXPECT_GT(rig.engine().stats().bytes_read_hint_pending, 0u) << "it came when the link was idle";
+}
+
 TEST_F(EngineHint, AWrongGuessIsWastedOnceItIsEvicted) {
   Rig rig(model, {.device_memory = model.slots(1)});
   hint(rig, 1, 2);

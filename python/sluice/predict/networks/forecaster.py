@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,13 +160,20 @@ class Forecaster(BasePredictor[ForecasterSettings]):
 
     def keep_scores(self, trace: Trace, capacity: int | None = None) -> Array | None:
         """As the base says, for caches of `capacity` experts a layer (`self.capacity`)."""
+        found = self.keep_scores_of(trace, [self.capacity if capacity is None else capacity])
+        return None if found is None else found[0]
+
+    def keep_scores_of(self, trace: Trace, capacities: Sequence[int | None]) -> list[Array] | None:
+        """`keep_scores` of several capacities, in one pass over the trace."""
         self.check(trace)
         if self._head is None:
             return None
-        head = self._head_of(capacity if capacity is not None else self.capacity)
-        kept = np.empty((*trace.experts.shape[:2], trace.num_experts), np.float32)
+        shape = (*trace.experts.shape[:2], trace.num_experts)
+        kept = [np.empty(shape, np.float32) for _ in capacities]
+        heads = [self._head_of(capacity) for capacity in capacities]
         for rows, logits in self._logits(trace):
-            kept[rows] = logits[..., head].sigmoid().numpy()
+            for scores, head in zip(kept, heads, strict=True):
+                scores[rows] = logits[..., head].sigmoid().numpy()
         return kept
 
     def _logits(

@@ -8,9 +8,10 @@ that source's tests run until one fails. An object that equals the unchanged one
 unchanged kernels come first, as control: a test that fails by itself would kill every mutant.
 
 All happens in a copy of the tree, taken once, under build/mutants: a sweep that is stopped goes on
-where it was. `--retry-survivors` copies the tree as it is now and keeps what died in files that are
-as they were: the way to judge better tests; `--fresh` forgets every verdict. mutants.toml explains
-the survivors: one that it does not name fails, and so does a name that survives no longer.
+where it was. `--retry-survivors` copies the tree as it is now, for better tests, and forgets the
+verdicts on changed files and the survivors that nobody has explained; `--fresh` forgets every one.
+mutants.toml explains the survivors: one that it does not name fails, and so does a name that
+survives no longer.
 """
 
 import argparse
@@ -93,16 +94,19 @@ def copy_tree() -> None:
 
 
 def renew_tree() -> None:
-    """The tree as it is now. Of the verdicts stay those in unchanged files, survivors apart."""
+    """The tree as it is now. Verdicts on unchanged files stay, but for unexplained survivors."""
     before = {path: path.read_bytes() for path in (TREE / "kernels").iterdir()}
     copy_tree()
     lines = VERDICTS.read_text().splitlines(keepends=True) if VERDICTS.exists() else []
+    explained = explanations()
     kept: list[str] = []
     for line in lines:
         entry = json.loads(line)
-        path = TREE / entry["mutant"]["file"]
-        unchanged = path.exists() and path.read_bytes() == before[path]
-        if unchanged and entry["result"]["verdict"] != "survived":
+        mutant = Mutant(**entry["mutant"])
+        path = TREE / mutant.file
+        unchanged = path.exists() and path.read_bytes() == before.get(path)
+        survived = entry["result"]["verdict"] == "survived"
+        if unchanged and not (survived and (mutant.file, mutant.name()) not in explained):
             kept.append(line)
     VERDICTS.write_text("".join(kept))
 
@@ -159,10 +163,11 @@ class Case:
     test: str
     name: str
     seconds: float
+    kills: int = 0
 
 
 class Tests:
-    """The cases of every test in every flavour; those that killed last come first."""
+    """The cases of every test in every flavour; those that kill most per second come first."""
 
     def __init__(self) -> None:
         self._cases: dict[tuple[str, str], list[Case]] = {}
@@ -172,31 +177,35 @@ class Tests:
         with self._lock:
             return list(self._cases[flavour, test])
 
-    def run_control(self) -> None:
-        for flavour in FLAVOURS:
-            for test in sorted({t for tests in TESTS.values() for t in tests}):
-                executable = next(BUILD.glob(f"tests/**/{test}_{flavour}"))
-                found: list[Case] = []
-                listed = subprocess.run(
-                    [executable, "--gtest_list_tests"], capture_output=True, text=True, check=True
-                )
-                suite = ""
-                for line in listed.stdout.splitlines():
-                    if not line.startswith(" "):
-                        suite = line
-                        continue
-                    name = suite + line.split("#")[0].strip()
-                    passed, seconds = run_case(executable, name, None)
-                    if not passed:
-                        sys.exit(f"mutate: the control fails: {name} ({flavour}); mend it first")
-                    found.append(Case(test, name, seconds))
-                self._cases[flavour, test] = sorted(found, key=lambda c: c.seconds)
+    def run_control(self, jobs: int) -> None:
+        tests = sorted({t for tests in TESTS.values() for t in tests})
+        pairs = [(flavour, test) for flavour in FLAVOURS for test in tests]
+        with ThreadPoolExecutor(jobs) as pool:
+            self._cases = dict(zip(pairs, pool.map(self._control, pairs), strict=True))
+
+    def _control(self, pair: tuple[str, str]) -> list[Case]:
+        flavour, test = pair
+        executable = next(BUILD.glob(f"tests/**/{test}_{flavour}"))
+        found: list[Case] = []
+        listed = subprocess.run(
+            [executable, "--gtest_list_tests"], capture_output=True, text=True, check=True
+        )
+        suite = ""
+        for line in listed.stdout.splitlines():
+            if not line.startswith(" "):
+                suite = line
+                continue
+            name = suite + line.split("#")[0].strip()
+            passed, seconds = run_case(executable, name, None)
+            if not passed:
+                sys.exit(f"mutate: the control fails: {name} ({flavour}); mend it first")
+            found.append(Case(test, name, seconds))
+        return sorted(found, key=lambda c: c.seconds)
 
     def killed_by(self, flavour: str, case: Case) -> None:
         with self._lock:
-            cases = self._cases[flavour, case.test]
-            cases.remove(case)
-            cases.insert(0, case)
+            case.kills += 1
+            self._cases[flavour, case.test].sort(key=lambda c: c.seconds / (1 + c.kills))
 
 
 def run_case(executable: Path, name: str, cpu_seconds: float | None) -> tuple[bool, float]:
@@ -273,7 +282,7 @@ class Worker:
         arguments[arguments.index("-c") + 1] = str(self._shadow / unit.source)
         # Without lines and folders an object depends on the code alone.
         options = [f"-I{self._shadow}", *arguments, "-g0", f"-ffile-prefix-map={self._shadow}/=/"]
-        options.append("-Werror")  # as `make test`
+        options.append("-Werror=array-bounds")  # as `make test`, but for what deletions leave
         if not call([compiler, *options]):
             return None
         return self._object.read_bytes()
@@ -325,7 +334,9 @@ def main() -> int:
     parser.add_argument("--sample", type=int, help="try this many, chosen by --seed")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--retry-survivors", action="store_true", help="on the tree as it is now; the dead stay"
+        "--retry-survivors",
+        action="store_true",
+        help="those without explanation, on the tree as it is now",
     )
     parser.add_argument("--fresh", action="store_true", help="all, on the tree as it is now")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
@@ -364,7 +375,7 @@ def main() -> int:
     left = sorted((m for m in mutants if m not in tried), key=lambda m: cost[m.file])
     if left:
         tests = Tests()
-        tests.run_control()
+        tests.run_control(arguments.jobs)
         say(f"the control passes; {len(left)} of {len(mutants)} mutants to try")
         workers = [Worker(number, units, tests) for number in range(arguments.jobs)]
         lock = threading.Lock()

@@ -1,6 +1,6 @@
 """A disk that is slower than the machine's: the store's own token bucket, for scenarios alone."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ def read_rate(scenario: dict[str, Any]) -> int:
 
 
 @contextmanager
-def throttled(bytes_per_s: int) -> Iterator[None]:
+def throttled(bytes_per_s: int) -> Generator[None]:
     """Packs that are opened meanwhile read at most so fast, for as long as they are open; 0: as
     they would. No option of sluice's sets it, so it is set where packs are opened."""
     if not bytes_per_s:

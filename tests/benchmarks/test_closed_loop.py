@@ -242,8 +242,18 @@ def test_own_text_comes_from_prompts_whose_answers_are_long() -> None:
 
 
 @pytest.mark.parametrize("name", ["closed-loop-dsv2lite-cut-550", "closed-loop-reference-50"])
-def test_who_knows_the_future_misses_least_and_all_say_the_same(name: str) -> None:
+def test_who_knows_the_future_misses_least_and_all_say_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Replayed and own routes; the tokens are held against each other by the run itself."""
+    rates: list[int] = []
+    open_pack = _core.open_pack
+
+    def opened(path: str, *, read_rate: int = 0, **fields: Any) -> Any:
+        rates.append(read_rate)
+        return open_pack(path, read_rate=read_rate, **fields)
+
+    monkeypatch.setattr(_core, "open_pack", opened)
     scenario = harness.smoke(harness.load_scenario(SCENARIOS / f"{name}.toml"))
     scenario["threads"] = 1
     scenario["workload"] |= {"new_tokens": 14}
@@ -261,5 +271,6 @@ def test_who_knows_the_future_misses_least_and_all_say_the_same(name: str) -> No
     assert all(row["correct"] == "bitwise" for row in rows.values())
     assert rows["resident-sluice"]["state"] == "direct"
     assert told["state"] == "throttled"
+    assert rates == [told["config"]["read_rate_bytes_s"]] * 4  # all but the resident's
     assert told["config"]["read_rate_bytes_s"] == told["limit"]["read_loop_bytes_s"]
     assert told["derived"]["demand_bytes_over_lru"] < 0.9

@@ -51,7 +51,8 @@ TESTS = {
     "expert_gemv": ("expert_gemv_test", "layer_test"),
     "expert_tiles": ("expert_tiles_test", "layer_test"),
 }
-HEADERS = ("kernels/elementwise.h",)  # of the kernels, beside every .cuh
+# Of the kernels, beside every .cuh; and where what only the CPU compiles begins.
+HEADERS = {"kernels/elementwise.h": "SLUICE_TIER void gate_loop("}
 
 
 def tests_of(source: str) -> tuple[str, ...]:
@@ -60,6 +61,13 @@ def tests_of(source: str) -> tuple[str, ...]:
         if stem.startswith(prefix):
             return tests
     sys.exit(f"mutate: got {source}, expected a kernel that TESTS names; add its tests there")
+
+
+def all_mutants(file: str) -> list[Mutant]:
+    source = (TREE / file).read_text()
+    if file in HEADERS:
+        source = source[: source.index(HEADERS[file])]
+    return list(mutants_of(file, source))
 
 
 def say(text: str) -> None:
@@ -361,7 +369,7 @@ def main() -> int:
     for file in files:
         if file not in kernels:
             sys.exit(f"mutate: got {file}, expected one of {', '.join(kernels)}")
-    mutants = [m for file in files for m in mutants_of(file, (TREE / file).read_text())]
+    mutants = [m for file in files for m in all_mutants(file)]
     if arguments.sample is not None and arguments.sample < len(mutants):
         mutants = random.Random(arguments.seed).sample(mutants, arguments.sample)
 

@@ -73,7 +73,6 @@ def generated(predictor: Any, **options: Any) -> tuple[torch.Tensor, sluice.Stat
         return tokens, session.stats()
 
 
-@pytest.mark.emulated
 @pytest.mark.parametrize("policy", ["auto", "plec", "edge", "lru"])
 def test_tokens_do_not_depend_on_a_predictor(policy: str) -> None:
     expected, _ = generated(None)

@@ -10,6 +10,9 @@ from fitted import fitted, passport
 from sluice.predict import Guess
 
 
+_COUNTED = ("plans_dropped", "plans_apart", "predictor_steps_lost", "predictor_failed")
+
+
 class ForesightArm(SluiceArm):
     """A predictor follows the model, as `predictor=` has it.
 
@@ -41,6 +44,11 @@ class ForesightArm(SluiceArm):
         model = super().load()
         model.sluice.predict(Discarded(self.predictor) if self.discarded else self.predictor)
         return model
+
+    def counters(self) -> dict[str, Any]:
+        counters = super().counters()
+        degraded = counters.get("degradations", {})
+        return {**counters, **{name: degraded.get(name, 0) for name in _COUNTED}}
 
     def config(self) -> dict[str, Any]:
         predictor = passport(self.kind, self.table, self.predictor)

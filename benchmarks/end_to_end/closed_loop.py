@@ -63,15 +63,21 @@ class OwnRoutes:
 
 
 class SameText:
-    """Holds the tokens of all arms of a round against each other.
+    """Holds the tokens of a round's exact arms against each other.
+
+    An arm of other arithmetic may tie differently: it is fed what the others said.
 
     Args:
-        demanded: False asks for nothing: arms of other arithmetic may tie differently.
+        demanded: False asks for nothing and feeds nobody.
     """
 
     def __init__(self, demanded: bool) -> None:
         self._demanded = demanded
         self._said: dict[int, tuple[str, list[int]]] = {}
+
+    def fed(self, index: int) -> list[int]:
+        """What was said in this round already, for an arm that is to follow it."""
+        return self._said[index][1] if self._demanded and index in self._said else []
 
     def check(self, name: str, index: int, sample: Sample) -> None:
         """Errors: RuntimeError naming both arms; the run ends there, without rows."""

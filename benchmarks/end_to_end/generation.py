@@ -102,6 +102,7 @@ def measure(
         repeats = 1 + (prompt_tokens + new_tokens) // len(sequence)
         return np.concatenate([sequence] * repeats)
 
+    same = SameText(work.get("same_text", False))
     recorder = arms.get("resident-sluice")
     future = OwnRoutes(
         lambda index: sample("resident-sluice", index),
@@ -120,6 +121,9 @@ def measure(
         if prompts is not None and not forced:
             text = prompts[index % len(prompts)]
             prompt = text.shape[1]
+            if not arms[name].bitwise:
+                fed = torch.tensor([same.fed(index)], dtype=torch.int64)
+                text = torch.cat([text, fed], dim=1)
         experts = weights = None
         if routes is not None:
             experts = replayed(index, routes.sequences)
@@ -143,13 +147,13 @@ def measure(
     rates = probe() if on_gpu else None
     links = {name: LinkLimit(arms[name], rates) for name in on_gpu if rates is not None}
 
-    same = SameText(work.get("same_text", False))
     warmup = scenario.get("stop", {}).get("warmup", 1)
 
     def timed(name: str) -> Any:
         def one(index: int) -> float:
             value = sample(name, index)
-            same.check(name, index, last[name])
+            if arms[name].bitwise:
+                same.check(name, index, last[name])
             for key, number in last[name].counters.items() if index >= warmup else ():
                 totals[name][key] = totals[name].get(key, 0) + number
             if name in disks:

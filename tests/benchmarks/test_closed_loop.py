@@ -184,6 +184,8 @@ def test_another_token_ends_a_run_that_demands_the_same_text() -> None:
     with pytest.raises(RuntimeError, match="foresight: round 0: got other tokens than resident"):
         strict.check("foresight", 0, said[2])
     strict.check("foresight", 1, said[2])
+    assert (strict.fed(0), strict.fed(1), strict.fed(2)) == ([1, 2], [1, 3], [])
+    assert lenient.fed(0) == []
     lenient.check("foresight", 0, said[2])
 
 

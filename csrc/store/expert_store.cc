@@ -81,11 +81,12 @@ void ExpertStore::read(ExpertKey key, std::int32_t chunk, std::byte* slot, IoScr
     }
   } report{{}, counters, bytes_read};
 
+  const RateLimit::Instant begun = RateLimit::Clock::now();
   const std::byte* source = fetch(file, wanted, parts[0], slot, scratch, report.cost);
   if (source != slot + parts[0].target) {
     for (const Scatter& part : parts) scatter(part, source + (part.source - wanted.offset), slot);
   }
-  impl_->rate_limit.pass(report.cost.bytes);
+  impl_->rate_limit.pass(report.cost.bytes, begun);
   if (!due) return;
 
   const std::uint32_t crc = crc32c(std::span(source, wanted.bytes));

@@ -9,7 +9,6 @@ from baselines.sluice_arm import SluiceArm
 from fitted import fitted, passport
 from sluice.predict import Guess
 
-
 _COUNTED = ("plans_dropped", "plans_apart", "predictor_steps_lost", "predictor_failed")
 
 

@@ -47,6 +47,8 @@ class _Step:
     token_ids: Array | None
     tasks: tuple[str, ...]
     decode: bool
+    rows: Array | None = None
+    """Which rows of the forward are shown; None: all."""
     layers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = field(
         default_factory=list["tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]"]
     )
@@ -88,6 +90,7 @@ class Foresight:
             slots = sum(int(c["num_slots"]) for c in session.plan()["classes"])
             setattr(predictor, "capacity", max(1, slots // self._layers))  # noqa: B010
         self._hidden = bool(getattr(predictor, "needs_hidden", False))
+        self._prompt_tokens: int | None = getattr(predictor, "prompt_tokens", None)
         self._running: _Step | None = None
         self._at: tuple[int, int] = (-1, 0)  # step, layers of it that have run
         self._step_began = 0.0
@@ -109,15 +112,22 @@ class Foresight:
         if self._closed or os.getpid() != self._pid:
             return  # a forked child has no such thread, and its forward will say so
         now = time.perf_counter()
+        shown, rows = step.tokens, None
+        if step.prompt and self._prompt_tokens is not None and self._prompt_tokens < shown:
+            rows = np.arange(step.requests.size * shown).reshape(-1, shown)
+            rows = rows[:, shown - self._prompt_tokens :].reshape(-1)
+            shown = self._prompt_tokens
         ids = None
         if step.token_ids is not None:
-            ids = step.token_ids.detach().reshape(-1).cpu().numpy().astype(np.int32)
+            newest = step.token_ids.detach()[:, step.tokens - shown :]
+            ids = newest.reshape(-1).cpu().numpy().astype(np.int32)
         self._running = _Step(
             index=step.index,
-            requests=np.repeat(step.requests, step.tokens),
+            requests=np.repeat(step.requests, shown),
             token_ids=ids,
-            tasks=tuple(task for task in step.tasks for _ in range(step.tokens)),
+            tasks=tuple(task for task in step.tasks for _ in range(shown)),
             decode=not step.prompt,
+            rows=rows,
         )
         self._at = (step.index, 0)
         self._step_began = now
@@ -136,8 +146,9 @@ class Foresight:
         """A layer has run: kept for the thread, which is not woken."""
         self._at = (step.index, layer + 1)
         if self._running is not None:
-            states = hidden.detach().clone() if self._hidden else None
-            self._running.layers.append((ids.detach().clone(), weights.detach().clone(), states))
+            rows = self._running.rows
+            states = _kept(hidden, rows) if self._hidden else None
+            self._running.layers.append((_kept(ids, rows), _kept(weights, rows), states))
 
     def end_step(self, step: Step, *, complete: bool) -> None:
         """A forward has ended: it is shown when the thread wakes for the next one."""
@@ -302,6 +313,14 @@ class Lookahead:
     def close(self) -> None:
         """Nobody guesses from the next forward on."""
         self._session.set_scorer(None, {})
+
+
+def _kept(tensor: torch.Tensor, rows: Array | None) -> torch.Tensor:
+    """A copy of some rows, which the model does not write to any more."""
+    tensor = tensor.detach()
+    if rows is None or rows[-1] >= len(tensor):  # of a forward that runs other rows than its own
+        return tensor.clone()
+    return tensor[rows]
 
 
 class _Pace:

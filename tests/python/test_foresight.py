@@ -103,6 +103,27 @@ def test_a_predictor_is_shown_every_step_in_order_and_on_one_thread() -> None:
     assert np.array_equal(np.sort(shown, axis=1), np.sort(truth[: len(shown)], axis=1))
 
 
+def test_of_a_prompt_the_last_tokens_are_shown_to_who_asks_for_them_alone() -> None:
+    notes = Notes()
+    notes.prompt_tokens = 2  # type: ignore[attr-defined]
+    model = tiny.build("mixtral")
+    prompts = tiny.PROMPT
+    with sluice.offload(model, device_memory="25%", predictor=notes) as session:
+        with session.record(token_ids=True) as recorder:
+            tiny.greedy(model, prompts)
+        recorded = recorder.trace()
+    first = notes.events[0]
+    assert not first.decode and notes.events[LAYERS].decode
+    assert first.requests.tolist() == [r for r in range(len(prompts)) for _ in range(2)]
+    shown = first.experts.reshape(len(prompts), 2, -1)
+    for row, sequence in zip(shown, recorded.sequences, strict=True):
+        end = sequence.start + sequence.prompt_tokens
+        truth = recorded.experts[end - 2 : end, 0]
+        assert np.array_equal(np.sort(row, axis=1), np.sort(truth, axis=1))
+    assert first.token_ids is not None
+    assert np.array_equal(first.token_ids, prompts[:, -2:].reshape(-1).numpy())
+
+
 def test_hints_and_keep_scores_reach_the_cache() -> None:
     _, stats = generated(Notes())
     assert stats.hints > 0

@@ -91,6 +91,8 @@ class BasePredictor(Generic[Settings]):
     settings_type: ClassVar[type[Any]]
     needs_hidden: bool = False
     """Whether it reads the states that enter the experts."""
+    prompt_tokens: int | None = None
+    """How many of a prompt's last tokens it is shown beside a running model; None: all."""
     needs_fit: ClassVar[bool] = True
     """Whether it guesses nothing before `fit`; False for what follows the running sequence."""
     sequences_apart: bool = True

@@ -135,6 +135,7 @@ class Forecaster(BasePredictor[ForecasterSettings]):
     name = "forecaster"
     settings_type = ForecasterSettings
     sequences_apart = False
+    prompt_tokens = 16  # each costs as much as a written one, and those wait for it
 
     capacity: int | None = None
     """Experts of a layer that are kept; None: a quarter."""

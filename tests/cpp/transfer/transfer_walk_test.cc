@@ -48,6 +48,9 @@ const std::vector<std::string> kRows = {
     "victim by decayed-lfu",
     "victim by edge",
     "victim by edge:printed",
+    "victim by fifo",
+    "victim by lfru",
+    "victim by lfu",
     "victim by lru",
     "victim by static",
     "hint admitted over a victim",
@@ -250,7 +253,7 @@ class Walk {
     }
     if (pinned) coverage_.hit("pinned load");
     coverage_.hit("slot kEmpty -> kLoading");
-    policy_.load(key);
+    policy_.load(key, !demand);
     slots_[slot] = {.state = SlotState::kLoading, .key = key};
     submit(key, slot, demand);
   }
@@ -286,7 +289,7 @@ class Walk {
     }
   }
 
-  double score(std::size_t slot) { return policy_.keep_score(slots_[slot].key); }
+  double score(std::size_t slot) { return policy_.worth(slots_[slot].key); }
 
   void evicted(ExpertKey key, bool demand, std::size_t slot, const std::vector<std::size_t>& idle,
                bool pinned) {
@@ -564,14 +567,15 @@ class Walk {
 TEST(TransferWalk, CacheAndTransfersAgreeWithAPlainModelOverARandomWalk) {
   const std::uint64_t seed = testing::test_seed();
   Coverage coverage(kRows);
-  for (const std::string& policy : policy_names()) {
+  for (const std::string policy : PolicyModel::kNames) {
     SCOPED_TRACE(policy + ", seed " + std::to_string(seed));
     Walk walk(policy, seed, coverage);
     walk.run(kStepsPerPolicy);
     if (HasFailure()) break;
   }
   coverage.expect_each_at_least(
-      100, std::to_string(kStepsPerPolicy * policy_names().size()) + " steps of the walk", seed);
+      100, std::to_string(kStepsPerPolicy * PolicyModel::kNames.size()) + " steps of the walk",
+      seed);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -18,9 +19,13 @@
 namespace sluice::testing {
 
 /// What each policy promises, written as slowly and plainly as it is said: a keep-score per expert,
-/// the smallest leaves.
+/// the smallest leaves. Those that keep queues or read forecasts are held against a reference by
+/// the simulator's tests.
 class PolicyModel {
  public:
+  static constexpr std::array kNames = {"decayed-lfu", "edge", "edge:printed", "fifo",
+                                        "lfru",        "lfu",  "lru",          "static"};
+
   PolicyModel(std::string name, std::int32_t num_layers)
       : name_(std::move(name)), num_layers_(num_layers) {}
 
@@ -28,6 +33,7 @@ class PolicyModel {
     now_ = static_cast<double>(step);
     layer_ = layer;
     event_begin_ = clock_ + 1;
+    for (auto& [key, uses] : uses_) uses.guessed = uses.guessed && key.layer != layer;
     for (const ExpertIdx expert : experts) {
       Uses& uses = uses_[{layer, expert}];
       uses.touch = ++clock_;
@@ -36,16 +42,24 @@ class PolicyModel {
       uses.count += 1;
     }
   }
-  void load(ExpertKey key) {
+  void load(ExpertKey key, bool guessed) {
     Uses& uses = uses_[key];
+    uses.guessed = guessed;
     uses.arrival = ++arrivals_;
     if (uses.touch == 0 || uses.touch < event_begin_) uses.touch = ++clock_;
   }
+  /// What a resident is worth: what a guess brought, a use, until its layer has run.
+  [[nodiscard]] double worth(ExpertKey key) { return keep_score(key, uses_[key].guessed ? 1 : 0); }
   /// `extra_uses`: as if the expert had been used that often more, now.
   [[nodiscard]] double keep_score(ExpertKey key, double extra_uses = 0) {
     const Uses& uses = uses_[key];
     if (name_ == "lru") return static_cast<double>(uses.touch);
     if (name_ == "static") return -static_cast<double>(uses.arrival);
+    if (name_ == "fifo") return static_cast<double>(uses.arrival);
+    if (name_ == "lfu") return uses.count + extra_uses;
+    if (name_ == "lfru") {
+      return (uses.count + extra_uses) / (extra_uses > 0 ? 1 : now_ - uses.last + 1);
+    }
     if (name_ == "decayed-lfu") return decayed(uses) + extra_uses;
     const std::int32_t ahead = to_int(key.layer) - to_int(layer_);
     std::int32_t distance = name_ == "edge" ? ahead : -ahead;
@@ -54,9 +68,9 @@ class PolicyModel {
   }
   /// Empty where rounding decides.
   [[nodiscard]] std::optional<bool> admits_hint(ExpertKey incoming, ExpertKey victim) {
-    if (name_ == "lru") return true;
+    if (name_ == "lru" || name_ == "fifo") return true;
     if (name_ == "static") return false;
-    const double gain = keep_score(incoming, 1) - keep_score(victim);
+    const double gain = keep_score(incoming, 1) - worth(victim);
     if (std::abs(gain) < 1e-9) return std::nullopt;
     return gain > 0;
   }
@@ -68,6 +82,7 @@ class PolicyModel {
     double decayed = 0;
     double last = 0;
     double count = 0;
+    bool guessed = false;
   };
   [[nodiscard]] double decayed(const Uses& uses) const {
     return uses.decayed * std::pow(2.0, (uses.last - now_) / 16.0);

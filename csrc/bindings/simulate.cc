@@ -125,9 +125,7 @@ struct RouteArrays {
         layers(std::move(event_layers)),
         begins(std::move(event_begins)),
         experts(std::move(event_experts)),
-        weights(std::move(router_weights)) {
-    routes().check();
-  }
+        weights(std::move(router_weights)) {}
   [[nodiscard]] Routes routes() const {
     return {.num_layers = num_layers,
             .max_experts = num_experts,

@@ -34,7 +34,8 @@ _MOST_GUESSES = 256
 _CONTROL = 16
 """One step in so many runs without a plan, so that what plans cost is known."""
 _SLOWER = 1.02
-_MOST_APART = 16
+_MOST_APART = 8
+"""Steps from plan to plan at most: below `_CONTROL`, whose own steps are never planned for."""
 _MOST_WAITING = 64
 """Steps that may wait for the thread; when there are more, all of them are forgotten."""
 
@@ -87,9 +88,10 @@ class Foresight:
             int(session.store.layer(layer)["num_experts"]) for layer in range(self._layers)
         )
         self._pid = os.getpid()
-        if hasattr(predictor, "capacity"):  # it ranks for a small cache otherwise than for a large
+        ranks: Any = predictor
+        if hasattr(ranks, "capacity"):  # for a small cache otherwise than for a large one
             slots = sum(int(c["num_slots"]) for c in session.plan()["classes"])
-            setattr(predictor, "capacity", max(1, slots // self._layers))  # noqa: B010
+            ranks.capacity = max(1, slots // self._layers)
         self._hidden = bool(getattr(predictor, "needs_hidden", False))
         self._prompt_tokens: int | None = getattr(predictor, "prompt_tokens", None)
         self._running: _Step | None = None

@@ -92,6 +92,7 @@ class Session:
         }
         self._notes: Counter[str] = Counter()
         self.tap: Tap | None = None
+        self._scorer: tuple[str, dict[str, Any]] | None = None
         self.routed: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None
         self._hooks: list[Callable[[], object]] = []
         self._close_lock = threading.RLock()
@@ -234,7 +235,7 @@ class Session:
             self, path, token_ids=token_ids, hidden=hidden, task=task, max_bytes=max_bytes
         )
 
-    def predict(self, predictor: Any) -> Foresight | Lookahead:
+    def predict(self, predictor: Any, *, kind: str | None = None) -> Foresight | Lookahead:
         """Has a predictor follow the model from its next forward on, beside those that do already.
 
         One whose tables the core can read runs inside of forwards, for the next layers; there is
@@ -244,18 +245,25 @@ class Session:
         Args:
             predictor: A folder that `sluice train` wrote, a name, a class or an object: anything
                 that `sluice.predict.make` takes.
+            kind: The name that it must have; a preset's.
 
         Returns:
             What follows; its `close` ends it, as does the session's.
 
         Raises:
-            ConfigError: No such predictor, one that is not fitted, or a session without a model.
+            ConfigError: No such predictor, one of another kind, one that is not fitted, or a
+                session without a model.
             CheckpointError: The folder is damaged, or of another model.
         """
         from sluice.foresight import Foresight, Lookahead
         from sluice.predict import make
 
         made: Any = make(predictor, model_fingerprint=self.fingerprint)
+        if kind is not None and made.name != kind:
+            raise ConfigError(
+                f"predictor: got {predictor!r}, a {made.name!r}, beside preset="
+                f"{self.options.preset!r}, expected a {kind!r}"
+            )
         if getattr(made, "shape", ...) is None and getattr(made, "needs_fit", False):
             raise ConfigError(
                 f"predictor: got {made.name!r}, which knows nothing yet; expected a folder of a "
@@ -265,8 +273,16 @@ class Session:
         return Foresight(self, made) if tables is None else Lookahead(self, made.name, *tables)
 
     def set_scorer(self, kind: str | None, tables: Mapping[str, Any]) -> None:
-        """Who guesses inside of forwards, from tables that `core_tables` of a predictor made."""
+        """Who guesses inside of forwards, from tables that `core_tables` of a predictor made.
+
+        Moves with the session. None: nobody.
+
+        Raises:
+            ConfigError: Tables of another model; or states are read beside a GPU, where they do not
+                lie in RAM.
+        """
         self._core.set_scorer(kind, dict(tables))
+        self._scorer = None if kind is None else (kind, dict(tables))
 
     def forecast(self, scores: Any, *, first_layer: int = 0, age_steps: int = 0) -> None:
         """Says who should stay: the policies "forecast" and "plec" read it.
@@ -308,6 +324,7 @@ class Session:
         Raises:
             CapacityError: The budget does not fit there. This and any other error leaves the
                 session as it was.
+            ConfigError: Guesses inside of forwards read states, which would not lie in RAM there.
             SluiceError: From inside of its own forward.
         """
         if device == self.device:
@@ -315,6 +332,12 @@ class Session:
         self._refuse_inside("move_to")
         with self._close_lock:
             core = self._open_core(device, leaving_bytes=self._bytes_in_ram())
+            try:
+                if self._scorer is not None:
+                    core.set_scorer(*self._scorer)
+            except BaseException:
+                core.close()
+                raise
             try:
                 self._end()  # running calls finish first
             except BaseException:

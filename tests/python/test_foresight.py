@@ -15,6 +15,7 @@ from hf import tiny
 import sluice
 from sluice.config import OffloadOptions
 from sluice.errors import ConfigError
+from sluice.foresight import _Pace
 from sluice.predict import Guess, RoutingEvent
 
 PROMPT = tiny.PROMPT[:1]
@@ -165,6 +166,7 @@ def test_several_may_follow_and_leave() -> None:
         ({"preset": "edgemoe"}, "sluice train path-table --trace FILE"),
         ({"preset": "edge"}, "expected one of edgemoe, expertflow"),
         ({"preset": "expertflow", "predictor": "x", "policy": "lru"}, "expected none or 'plec'"),
+        ({"preset": "edgemoe", "predictor": Silent}, "a 'silent', beside preset='edgemoe'"),
     ],
 )
 def test_what_cannot_be_is_refused_and_the_model_stays(
@@ -176,6 +178,30 @@ def test_what_cannot_be_is_refused_and_the_model_stays(
         sluice.offload(model, device_memory="25%", **options)
     assert torch.equal(tiny.greedy(model, PROMPT), stock)
     assert not hasattr(model, "sluice")
+
+
+def planned_in(pace: _Pace, steps: range) -> list[int]:
+    return [step for step in steps if pace.plans(step)]
+
+
+def test_plans_come_rarer_while_they_slow_the_steps_and_again_when_they_do_not() -> None:
+    pace = _Pace()
+    assert len(planned_in(pace, range(256))) == 240, "all but the controls"
+    step = 0
+
+    def run(steps: int, planned_s: float) -> int:
+        nonlocal step
+        apart = 0
+        for _ in range(steps):
+            apart += pace.took(step, planned_s if pace.plans(step) else 1.0)
+            step += 1
+        return apart
+
+    assert run(256, 1.01) == 0
+    assert run(256 * 8, 1.5) == 3, "twice, four and eight times as far apart, and no further"
+    assert planned_in(pace, range(64)) == [8, 24, 40, 56], "never none at all"
+    run(256 * 4, 1.0)
+    assert len(planned_in(pace, range(256))) == 240
 
 
 def test_the_policy_goes_with_the_predictor_unless_it_is_named() -> None:

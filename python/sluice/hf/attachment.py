@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from sluice.config import PRESETS
 from sluice.errors import UnsupportedModelError
 from sluice.hf import compat
 from sluice.hf.detect import Survey, owners_of_experts
@@ -82,7 +83,9 @@ class Attachment:
             self._generation = [(generation, getattr(generation, "disable_compile", None))]
             generation.disable_compile = True  # a captured graph would replay stale slots
         if session.options.predictor is not None:
-            session.predict(session.options.predictor)
+            preset = session.options.preset
+            kind = None if preset is None else PRESETS[preset][1]
+            session.predict(session.options.predictor, kind=kind)
         _wrap_methods(model, self)
         object.__setattr__(model, "sluice", session)
         object.__setattr__(model, _ATTRIBUTE, self)

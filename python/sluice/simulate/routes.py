@@ -49,11 +49,7 @@ class Routes:
         return int(self.steps.shape[0])
 
     def core(self) -> _core.Routes:
-        """The same for the core.
-
-        Raises:
-            ConfigError: An array that does not fit, or an event that lies.
-        """
+        """The same for the core, which checks it when it runs."""
         return _core.Routes(
             self.num_layers,
             self.num_experts,

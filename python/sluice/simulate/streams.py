@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sluice.errors import ConfigError
 from sluice.trace import Trace
 
 STREAMS = ("stored", "mix", "balanced")
@@ -19,8 +20,6 @@ def order_of(trace: Trace, stream: str) -> list[int]:
     Raises:
         ConfigError: No such stream.
     """
-    from sluice.errors import ConfigError
-
     if stream == "stored":
         return list(range(len(trace.sequences)))
     waiting = {

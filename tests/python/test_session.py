@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -401,6 +402,24 @@ def test_a_move_whose_old_device_does_not_close_leaves_the_session_as_it_was(
     assert torch.equal(session.experts_forward(0, *call), expected)
     session.close()
     assert session.closed and opened[1][0].closed
+
+
+def test_who_guesses_inside_of_forwards_moves_along(
+    small: SmallStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = np.full((2, 8, 8), 0.9, np.float32)
+    tables = {"num_layers": 2, "num_experts": 8, "pairs": pairs}
+    session = small.session(small.memory_store())
+    session.set_scorer("pairs", tables)
+    open_core = session._open_core  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(session, "_open_core", lambda device, leaving_bytes=0: open_core("cpu"))
+    session.move_to("cuda:0")
+    session.experts_forward(0, *small.call(1))
+    assert session.stats().hints > 0
+    session.set_scorer(None, {})
+    session.move_to("cpu")
+    session.experts_forward(0, *small.call(1))
+    assert session.stats().hints == 0
 
 
 def refusal_to_close(session: Session) -> str:

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from sluice.errors import ConfigError
 from sluice.predict.arrays import multi_hot, take
 from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
@@ -24,7 +23,7 @@ from sluice.predict.networks.history import (
     routes_as_ones,
     with_recalled,
 )
-from sluice.predict.networks.neighbours import Likeness, Looking, Stretch
+from sluice.predict.networks.neighbours import Looking, MemorySettings, Stretch
 from sluice.predict.networks.replay import misses
 from sluice.predict.networks.training import anneal, check_ranges, load_module, module_state, seeded
 from sluice.predict.networks.usage import Usage, advance
@@ -47,8 +46,8 @@ _ROWS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForecasterSettings:
-    """How large, how long, how much it remembers.
+class ForecasterSettings(MemorySettings):
+    """How large, how long; how much it remembers, as `MemorySettings`.
 
     Args:
         hidden: Width of the layer that reads the token's routes and the text so far.
@@ -58,12 +57,6 @@ class ForecasterSettings:
             choose on the best one is kept.
         learning_rate: Of AdamW, warmed up and annealed to nothing.
         weight_decay: Of AdamW.
-        memory_tokens: Fitted tokens that are kept to compare with; each costs
-            layers x experts x 2 bytes while it runs, and time per layer.
-        recent_tokens: Finished tokens of the running text that are compared with beside them.
-        running: Weight of the running token's routes in a comparison.
-        previous: Weight of the routes of the token before.
-        fade: What an older layer of the running token counts for against the next.
     """
 
     hidden: int = 128
@@ -72,20 +65,12 @@ class ForecasterSettings:
     epochs: int = 10
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    memory_tokens: int = 12288
-    recent_tokens: int = 8192
-    running: float = 20.0
-    previous: float = 10.0
-    fade: float = 0.85
 
     def __post_init__(self) -> None:
         check_ranges(
             self, at_least_one=("hidden", "units", "epochs", "memory_tokens"), shares=("dropout",)
         )
-        if self.recent_tokens < 0:
-            raise ConfigError(f"recent_tokens: got {self.recent_tokens}, expected 0 or more")
-        if not 0 < self.fade <= 1:
-            raise ConfigError(f"fade: got {self.fade}, expected above 0, at most 1")
+        self.check_memory()
 
 
 @dataclass(slots=True)
@@ -194,7 +179,7 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         assert self._rows is not None
         settings = self.settings
         stream = Stretch.of(trace)
-        return recall(stream, self._rows, self._likeness(), recent=settings.recent_tokens)
+        return recall(stream, self._rows, self.settings.likeness, recent=settings.recent_tokens)
 
     # Fitting
 
@@ -259,7 +244,7 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         """What followed tokens like each fitted one, in the other sequences and its own past."""
         assert self._rows is not None
         stream = Stretch.of(trace)
-        blocks = recall(stream, self._rows, self._likeness(), recent=0, leave_out=True)
+        blocks = recall(stream, self._rows, self.settings.likeness, recent=0, leave_out=True)
         parts = [(followed.half(), sure) for _, followed, sure in blocks]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
@@ -272,9 +257,6 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         requests = max(int((trace.experts >= 0).sum()), 1)
         missed = float(np.mean([count.min() / requests for count in counts]))
         return tuple(int(count.argmin()) for count in counts), missed
-
-    def _likeness(self) -> Likeness:
-        return Likeness(self.settings.running, self.settings.previous, self.settings.fade)
 
     def _head_of(self, capacity: int | None) -> int:
         """Which head ranks for a cache of that many experts a layer."""
@@ -423,7 +405,9 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         memory: _Memory = request.memory
         if self._recall is None:
             assert self._rows is not None
-            self._recall = LiveRecall(self._rows, self._likeness(), self.settings.recent_tokens)
+            self._recall = LiveRecall(
+                self._rows, self.settings.likeness, self.settings.recent_tokens
+            )
         if memory.looking is None:
             memory.looking = self._recall.begin(memory.overlap if request.tokens else None)
         for layer in range(len(memory.recalled), request.layer):

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from sluice.errors import ConfigError
 from sluice.predict.arrays import multi_hot, take
 from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
@@ -19,9 +18,9 @@ from sluice.predict.networks.history import routes_as_ones
 from sluice.predict.networks.layer_head import REACH, LayerHead
 from sluice.predict.networks.neighbours import (
     Alike,
-    Likeness,
     LiveAlike,
     Looking,
+    MemorySettings,
     Stretch,
     average_over_alike,
 )
@@ -45,8 +44,8 @@ _LEAST_IN_SEQUENCE = float(np.sqrt(0.3 / 3))  # feature 3 of `usage` before a fi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerMlpSettings:
-    """How large, how long, how far.
+class LayerMlpSettings(MemorySettings):
+    """How large, how long, how far; how much it remembers, as `MemorySettings`.
 
     Args:
         max_layers: Layers ahead that routes and states of the running token are read for; what is
@@ -57,11 +56,6 @@ class LayerMlpSettings:
         epochs: Passes; with sequences to choose on the best one is kept.
         learning_rate: Of AdamW, annealed to nothing.
         weight_decay: Of AdamW.
-        memory_tokens: Fitted tokens that are kept to compare with.
-        recent_tokens: Finished tokens of the running text beside them.
-        running: Weight of the running token's routes in a comparison.
-        previous: Weight of the routes of the token before.
-        fade: What an older layer of the running token counts for against the next.
     """
 
     max_layers: int = 3
@@ -71,11 +65,7 @@ class LayerMlpSettings:
     epochs: int = 12
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    memory_tokens: int = 12288
-    recent_tokens: int = 8192
-    running: float = 20.0
     previous: float = 5.0
-    fade: float = 0.85
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -83,10 +73,7 @@ class LayerMlpSettings:
             at_least_one=("max_layers", "hidden", "units", "epochs", "memory_tokens"),
             shares=("dropout",),
         )
-        if self.recent_tokens < 0:
-            raise ConfigError(f"recent_tokens: got {self.recent_tokens}, expected 0 or more")
-        if not 0 < self.fade <= 1:
-            raise ConfigError(f"fade: got {self.fade}, expected above 0, at most 1")
+        self.check_memory()
 
 
 @dataclass(slots=True)
@@ -193,7 +180,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         for rows, averages, sure in average_over_alike(
             stream,
             memory,
-            Likeness(settings.running, settings.previous, settings.fade),
+            settings.likeness,
             worth,
             recent=settings.recent_tokens,
             wait=0,
@@ -403,7 +390,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         if self._alike is None:
             assert self._rows is not None
             settings = self.settings
-            likeness = Likeness(settings.running, settings.previous, settings.fade)
+            likeness = settings.likeness
             self._alike = LiveAlike(self._rows, likeness, settings.recent_tokens)
         if memory.looking is None:
             memory.looking = self._alike.begin(memory.overlap if request.tokens else None)

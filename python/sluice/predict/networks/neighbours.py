@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sluice.errors import CheckpointError
+from sluice.errors import CheckpointError, ConfigError
 from sluice.predict.arrays import multi_hot, take
 from sluice.predict.base import Shape
 from sluice.trace import Trace
@@ -45,6 +45,42 @@ class Likeness:
     running: float = 20.0
     previous: float = 10.0
     fade: float = 0.85
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySettings:
+    """How much is remembered and how it is compared: settings of who uses the memory.
+
+    Args:
+        memory_tokens: Fitted tokens that are kept to compare with; each costs
+            layers x experts x 2 bytes while it runs, and time per layer.
+        recent_tokens: Finished tokens of the running text that are compared with beside them.
+        running: Weight of the running token's routes in a comparison.
+        previous: Weight of the routes of the token before.
+        fade: What an older layer of the running token counts for against the next.
+    """
+
+    memory_tokens: int = 12288
+    recent_tokens: int = 8192
+    running: float = 20.0
+    previous: float = 10.0
+    fade: float = 0.85
+
+    @property
+    def likeness(self) -> Likeness:
+        """The constants of the comparison."""
+        return Likeness(self.running, self.previous, self.fade)
+
+    def check_memory(self) -> None:
+        """Refuses what can never work.
+
+        Raises:
+            ConfigError: Fewer than no recent tokens, or a fade outside of 0 to 1.
+        """
+        if self.recent_tokens < 0:
+            raise ConfigError(f"recent_tokens: got {self.recent_tokens}, expected 0 or more")
+        if not 0 < self.fade <= 1:
+            raise ConfigError(f"fade: got {self.fade}, expected above 0, at most 1")
 
 
 @dataclass(frozen=True, slots=True)

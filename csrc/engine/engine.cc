@@ -252,6 +252,7 @@ void Engine::hint(std::span<const Hint> hints) {
 
 void Engine::set_scorer(std::unique_ptr<Scorer> scorer) {
   Impl& impl = *impl_;
+  if (impl.in_forked_child()) return;
   if (scorer) check_scorer(scorer->shape(), *impl.parts.store, *impl.parts.device);
   const TurnGuard guard(impl.turn, "set_scorer", impl.parts.interrupted);
   impl.run.set_scorer(std::move(scorer));

@@ -22,6 +22,7 @@ void bind_errors(py::module_& m);
 void bind_store(py::module_& m);
 void bind_pack(py::module_& m);
 void bind_session(py::module_& m);
+void bind_scorers(py::module_& m);
 void bind_simulate(py::module_& m);
 void bind_torch(py::module_& m);
 void bind_kernels(py::module_& m);

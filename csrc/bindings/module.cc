@@ -11,6 +11,7 @@ PYBIND11_MODULE(_core, m) {
   b::bind_store(m);
   b::bind_pack(m);
   b::bind_session(m);
+  b::bind_scorers(m);
   b::bind_simulate(m);
   b::bind_torch(m);
   b::bind_kernels(m);

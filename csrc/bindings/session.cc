@@ -17,9 +17,9 @@
 #include "bindings/bindings.h"
 #include "bindings/errors.h"
 #include "bindings/registry.h"
+#include "bindings/scorers.h"
 #include "bindings/session_state.h"
 #include "bindings/views.h"
-#include "engine/grouping.h"
 #include "engine/scorer.h"
 
 namespace sluice::bindings {
@@ -166,80 +166,22 @@ void publish_forecast(const SessionHandle& session, std::int32_t first_layer,
   session.engine().publish(LayerIdx{first_layer}, rows, age_steps);
 }
 
-template <class T>
-std::vector<T> table(const py::dict& tables, const char* name) {
-  const auto array = field<py::array_t<T, py::array::c_style>>(tables, name);
-  return {array.data(), array.data() + array.size()};
-}
-
-/// Scorers by kind, of tables that Python names.
-std::unique_ptr<Scorer> scorer_of(const std::string& kind, const py::dict& tables) {
-  const auto num_layers = field<std::int32_t>(tables, "num_layers");
-  const auto num_experts = field<std::int32_t>(tables, "num_experts");
-  if (kind == "pairs") {
-    return make_pair_scorer(table<float>(tables, "pairs"), num_layers, num_experts);
-  }
-  require<ConfigError>(kind == "gates", [&] {
-    return "scorer: got kind \"" + kind + "\", expected \"pairs\" or \"gates\"";
-  });
-  return make_gate_scorer({.num_layers = num_layers,
-                           .num_experts = num_experts,
-                           .width = field<std::int32_t>(tables, "width"),
-                           .max_layers = field<std::int32_t>(tables, "max_layers"),
-                           .top_k = field<std::int32_t>(tables, "top_k"),
-                           .gate = table<float>(tables, "gate"),
-                           .bias = table<float>(tables, "bias"),
-                           .correction = table<float>(tables, "correction"),
-                           .scale = table<float>(tables, "scale"),
-                           .shift = table<float>(tables, "shift"),
-                           .sigmoid = table<std::uint8_t>(tables, "sigmoid"),
-                           .centred = table<std::uint8_t>(tables, "centred"),
-                           .steps = table<float>(tables, "steps"),
-                           .curves = table<float>(tables, "curves")});
-}
-
-/// (layer, expert, probability, layers ahead) of one call.
-std::vector<std::tuple<std::int32_t, std::int32_t, float, std::int32_t>> guesses_of(
-    const std::string& kind, const py::dict& tables, std::int32_t layer,
-    const py::array_t<std::int64_t, py::array::c_style>& ids,
-    const py::array_t<float, py::array::c_style>& hidden) {
-  const std::unique_ptr<Scorer> scorer = scorer_of(kind, tables);
-  const Scorer::Shape shape = scorer->shape();
-  require<ConfigError>(ids.ndim() == 2 && layer >= 0 && layer < shape.num_layers &&
-                           hidden.size() == ids.shape(0) * shape.width,
-                       [&] {
-                         return "guesses_of: got layer " + std::to_string(layer) + ", " +
-                                std::to_string(ids.ndim()) + " dimensions of ids and " +
-                                std::to_string(hidden.size()) + " values of states";
-                       });
-  const std::vector<float> ones(static_cast<std::size_t>(ids.size()), 1.0F);
-  const ForwardArgs args{.layer = LayerIdx{layer},
-                         .num_tokens = ids.shape(0),
-                         .top_k = ids.shape(1),
-                         .activations = DType::kF32,
-                         .weights_dtype = DType::kF32,
-                         .hidden = hidden.data(),
-                         .expert_ids = ids.data(),
-                         .weights = ones.data(),
-                         .out = nullptr,
-                         .stream = {}};
-  Grouping grouping;
-  grouping.assign(args, shape.num_experts);
-  std::vector<LayerGuess> guesses;
-  scorer->score(args, grouping, guesses);
-  std::vector<std::tuple<std::int32_t, std::int32_t, float, std::int32_t>> found;
-  for (const LayerGuess& each : guesses) {
-    found.emplace_back(to_int(each.key.layer), to_int(each.key.expert), each.probability,
-                       each.layers_ahead);
-  }
-  return found;
-}
-
-void set_scorer(const SessionHandle& session, const std::optional<std::string>& kind,
-                const py::dict& tables) {
-  std::unique_ptr<Scorer> scorer = kind ? scorer_of(*kind, tables) : nullptr;
+std::int64_t add_scorer(const SessionHandle& session, const std::string& kind,
+                        const py::dict& tables) {
+  std::unique_ptr<Scorer> scorer = make_scorer(kind, tables);
   const py::gil_scoped_release no_gil;
-  session.engine().set_scorer(std::move(scorer));
+  return session.engine().add_scorer(std::move(scorer));
+}
+
+void begin_step(const SessionHandle& session,
+                const py::array_t<std::int64_t, py::array::c_style>& requests, std::int64_t tokens,
+                const py::array_t<std::int64_t, py::array::c_style>& token_ids) {
+  const StepRows rows{
+      .requests = {requests.data(), static_cast<std::size_t>(requests.size())},
+      .tokens = tokens,
+      .token_ids = {token_ids.data(), static_cast<std::size_t>(token_ids.size())}};
+  const py::gil_scoped_release no_gil;
+  session.engine().begin_step(rows);
 }
 
 py::dict plan_of(std::uint64_t budget_bytes,
@@ -273,9 +215,14 @@ void bind_session(py::module_& m) {
       .def("forecast", &publish_forecast, py::arg("first_layer"), py::arg("scores"),
            py::arg("age_steps") = 0,
            "Keep-scores [layers, experts] float32 of whole layers, made so many steps ago.")
-      .def("set_scorer", &set_scorer, py::arg("kind"), py::arg("tables"),
-           "Who guesses inside of forwards: \"pairs\" or \"gates\" with its tables by name; None: "
-           "nobody.")
+      .def("add_scorer", &add_scorer, py::arg("kind"), py::arg("tables"),
+           "Has it guess and rank inside of forwards; the number to remove it by.")
+      .def(
+          "remove_scorer",
+          [](const SessionHandle& s, std::int64_t number) { s.engine().remove_scorer(number); },
+          py::arg("number"), WithoutGil())
+      .def("begin_step", &begin_step, py::arg("requests"), py::arg("tokens"), py::arg("token_ids"),
+           "Tells the scorers whose rows the next layers are of, as `Scorer.begin_step` takes them.")
       .def("hint", &give_hints, py::arg("hints"),
            "(layer, expert, probability, seconds from now until worthless; inf: never).")
       .def(
@@ -318,10 +265,6 @@ void bind_session(py::module_& m) {
             return python_error(without_gil([&] { return s.state().take_error(); }));
           },
           "As the function of that name; also of a session that was closed meanwhile.");
-  m.def("guesses_of", &guesses_of, py::arg("kind"), py::arg("tables"), py::arg("layer"),
-        py::arg("ids"), py::arg("hidden"),
-        "What a scorer says in one call of ids [T, K] int64 and states [T, H] float32: (layer, "
-        "expert, probability, layers ahead).");
   m.def("take_error", &taken_error, py::arg("handle"),
         "The exception that the calling thread's last failed forward left; taken once.");
   m.def("forward", &forward, py::arg("handle"), py::arg("layer"), py::arg("num_tokens"),

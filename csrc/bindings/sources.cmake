@@ -6,6 +6,7 @@ set(SLUICE_BINDINGS_SOURCES
     module.cc
     pack.cc
     registry.cc
+    scorers.cc
     session.cc
     session_state.cc
     simulate.cc

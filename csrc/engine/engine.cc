@@ -204,10 +204,11 @@ void check_scorer(const Scorer::Shape& shape, const ExpertStore& store, Device& 
            ", expected " + std::to_string(store.num_layers()) + " of " +
            std::to_string(num_experts) + " and the model's width";
   });
-  require<ConfigError>(shape.width == 0 || device.traits().slots_in_ram, [] {
+  const bool in_ram = device.traits().slots_in_ram;
+  require<ConfigError>(in_ram || (shape.width == 0 && !shape.reads_weights), [] {
     return std::string(
-        "scorer: got one that reads hidden states beside a device with memory of its own, expected "
-        "one that reads routes");
+        "scorer: got one that reads hidden states or routing weights beside a device with memory "
+        "of its own, expected one that reads routes");
   });
 }
 
@@ -250,12 +251,26 @@ void Engine::hint(std::span<const Hint> hints) {
   if (!impl_->in_forked_child()) impl_->loader.hint(hints);
 }
 
-void Engine::set_scorer(std::unique_ptr<Scorer> scorer) {
+std::int64_t Engine::add_scorer(std::unique_ptr<Scorer> scorer) {
+  Impl& impl = *impl_;
+  if (impl.in_forked_child()) return 0;
+  check_scorer(scorer->shape(), *impl.parts.store, *impl.parts.device);
+  const TurnGuard guard(impl.turn, "add_scorer", impl.parts.interrupted);
+  return impl.run.add_scorer(std::move(scorer));
+}
+
+void Engine::remove_scorer(std::int64_t number) {
   Impl& impl = *impl_;
   if (impl.in_forked_child()) return;
-  if (scorer) check_scorer(scorer->shape(), *impl.parts.store, *impl.parts.device);
-  const TurnGuard guard(impl.turn, "set_scorer", impl.parts.interrupted);
-  impl.run.set_scorer(std::move(scorer));
+  const TurnGuard guard(impl.turn, "remove_scorer", impl.parts.interrupted);
+  impl.run.remove_scorer(number);
+}
+
+void Engine::begin_step(const StepRows& rows) {
+  Impl& impl = *impl_;
+  if (impl.in_forked_child()) return;
+  const TurnGuard guard(impl.turn, "begin_step", impl.parts.interrupted);
+  impl.run.begin_step(rows);
 }
 
 void Engine::publish(LayerIdx first_layer, std::span<const float> scores, std::int64_t age_steps) {

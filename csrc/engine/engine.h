@@ -89,9 +89,14 @@ class Engine {
   void forward(const ForwardArgs& args);
   /// Queues guesses; those that cannot be taken are dropped and counted.
   void hint(std::span<const Hint> hints);
-  /// Who guesses inside of forwards from the next one on; null: nobody.
-  /// Errors: ConfigError on one for another model, or one that reads states that do not lie in RAM.
-  void set_scorer(std::unique_ptr<Scorer> scorer);
+  /// Has a scorer guess and rank inside of forwards from the next one on, beside those that do. The
+  /// number to remove it by.
+  /// Errors: ConfigError on one for another model, or one that reads what does not lie in RAM.
+  std::int64_t add_scorer(std::unique_ptr<Scorer> scorer);
+  /// Nothing where there is none of that number.
+  void remove_scorer(std::int64_t number);
+  /// Tells the scorers whose rows the next layers are of.
+  void begin_step(const StepRows& rows);
   /// Hands keep-scores, whole rows of layers from `first_layer` on, to the cache policies
   /// ("forecast" reads them, most do not), as made `age_steps` forwards ago. Errors: ConfigError on
   /// rows outside of the model.

@@ -89,8 +89,9 @@ void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
   grouping_ = &parts_.compute.begin(args, *layer_, spec);
   try {
     open(args);
+    rank();
     place_all();
-    if (scorer_ && !report_.streamed) foresee();
+    if (!scorers_.empty() && !report_.streamed) foresee();
     while (num_computed_ < needs_.size()) {
       collect();
       if (!compute_ready()) stall();
@@ -134,6 +135,27 @@ void LayerRun::warm() {
   parts_.loader.hint_absent(hints_);
 }
 
+std::int64_t LayerRun::add_scorer(std::unique_ptr<Scorer> scorer) {
+  scorers_.emplace_back(++last_scorer_, std::move(scorer));
+  return last_scorer_;
+}
+
+void LayerRun::remove_scorer(std::int64_t number) {
+  std::erase_if(scorers_, [&](const auto& each) { return each.first == number; });
+}
+
+void LayerRun::begin_step(const StepRows& rows) {
+  for (const auto& [number, scorer] : scorers_) scorer->begin_step(rows);
+}
+
+// Before demands take their slots, so that victims are chosen by what this layer's routes say.
+void LayerRun::rank() {
+  for (const auto& [number, scorer] : scorers_) {
+    const LayerScores ranked = scorer->rank(*args_);
+    if (!ranked.scores.empty()) parts_.loader.publish(ranked.first_layer, ranked.scores, 0);
+  }
+}
+
 // Guesses what comes while this call's loads are on their way.
 void LayerRun::foresee() {
   const Nanos now = asked_at_;  // when the call began
@@ -144,7 +166,7 @@ void LayerRun::foresee() {
   }
   began_at_ = now;
   guesses_.clear();
-  scorer_->score(*args_, *grouping_, guesses_);
+  for (const auto& [number, scorer] : scorers_) scorer->guess(*args_, *grouping_, guesses_);
   hints_.clear();
   for (const LayerGuess& guess : guesses_) {
     hints_.push_back(

@@ -46,7 +46,9 @@ class LayerRun {
   /// works on, every lease is returned.
   void run(const ForwardArgs& args, const LayerSpec& spec);
   /// From the next call on; null: nobody guesses.
-  void set_scorer(std::unique_ptr<Scorer> scorer) { scorer_ = std::move(scorer); }
+  std::int64_t add_scorer(std::unique_ptr<Scorer> scorer);
+  void remove_scorer(std::int64_t number);
+  void begin_step(const StepRows& rows);
 
  private:
   struct Need {
@@ -74,6 +76,7 @@ class LayerRun {
   void mark_computed(std::span<const std::int32_t> computed);
   void stall();
   void warm();
+  void rank();
   void foresee();
   [[nodiscard]] Need& need(std::int32_t idx) { return needs_[static_cast<std::size_t>(idx)]; }
   [[nodiscard]] ExpertKey key_of(const Need& need) const;
@@ -102,7 +105,8 @@ class LayerRun {
   std::vector<Landing> landings_;
   std::vector<std::int64_t> tokens_of_;  // of a prompt, by slot_experts_
   std::vector<Hint> hints_;
-  std::unique_ptr<Scorer> scorer_;
+  std::vector<std::pair<std::int64_t, std::unique_ptr<Scorer>>> scorers_;  // by number
+  std::int64_t last_scorer_ = 0;
   std::vector<LayerGuess> guesses_;
   Nanos began_at_ = 0;                   // the last call that was not a prompt's
   Nanos between_calls_ = 0;              // the usual time from one to the next

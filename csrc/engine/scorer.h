@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -11,6 +10,14 @@
 
 namespace sluice {
 
+/// One forward of the model, told before its first layer. Row r of its calls is token r % tokens of
+/// request r / tokens.
+struct StepRows {
+  std::span<const std::int64_t> requests;   ///< [B], numbers that never come again
+  std::int64_t tokens = 1;                  ///< of each request; one: it decodes
+  std::span<const std::int64_t> token_ids;  ///< [B · tokens], or empty: unknown
+};
+
 /// A guess of a scorer: who a layer will need that comes so many layers later.
 struct LayerGuess {
   ExpertKey key{};
@@ -18,9 +25,15 @@ struct LayerGuess {
   std::int32_t layers_ahead = 1;
 };
 
+/// Keep-scores of whole layers, `[n, E]` with E of the largest layer; none: nothing is said.
+struct LayerScores {
+  LayerIdx first_layer{};
+  std::span<const float> scores;
+};
+
 /// The one piece of prediction in the core: what a layer's routes and states say of the next few
-/// layers. Runs inside of a forward, without Python, once the call's demands are on their way, so
-/// it may cost no more than tables and small dense products.
+/// layers, and of who should stay. Runs inside of a forward, without Python, so it may cost no more
+/// than tables and small dense products.
 ///
 /// Thread safety: one call at a time.
 class Scorer {
@@ -31,48 +44,16 @@ class Scorer {
     std::int32_t num_layers = 0;
     std::int32_t num_experts = 0;  ///< of the largest layer
     std::int32_t width = 0;        ///< of the states that it reads; 0: it reads none
+    bool reads_weights = false;    ///< of the routing
   };
   [[nodiscard]] virtual Shape shape() const = 0;
-  /// Appends guesses, none of a probability below `kLeastProbability`.
-  virtual void score(const ForwardArgs& args, const Grouping& grouping,
+  /// Layers follow that are of these rows, unless somebody else's come in between.
+  virtual void begin_step(const StepRows& /*rows*/) {}
+  /// Who should stay, asked before the call's demands take their slots. Valid until the next call.
+  [[nodiscard]] virtual LayerScores rank(const ForwardArgs& /*args*/) { return {}; }
+  /// Appends guesses; asked once the call's demands are on their way.
+  virtual void guess(const ForwardArgs& args, const Grouping& grouping,
                      std::vector<LayerGuess>& guesses) = 0;
-
-  static constexpr float kLeastProbability = 0.2F;
 };
-
-/// EdgeMoE's path table over single experts (2308.14352 §III-C1): the mean of P(e | a) over a
-/// token's experts a of the layer before. The first layer reads the last one of the token before.
-///
-/// Shapes: pairs `[S, E, E]`: P(second at layer s | first at the layer before).
-/// Errors: ConfigError when the shape does not fit.
-[[nodiscard]] std::unique_ptr<Scorer> make_pair_scorer(std::vector<float> pairs,
-                                                       std::int32_t num_layers,
-                                                       std::int32_t num_experts);
-
-/// The next layers' gates on an early state (2308.12066, 2603.19289): the state that entered this
-/// layer's experts without its norm's scale, plus the mean step to the layer that is guessed,
-/// behind that layer's norm and gate. How far a choice is above the middle of the k-th and the next
-/// one becomes a probability by a logistic curve.
-///
-/// Shapes: gate `[S, E, H]`; bias, correction `[S, E]`; scale, shift `[S, H]`; sigmoid, centred
-/// `[S]`; steps `[D, S, H]`, curves `[D, S, 2]` (slope, offset), by layers ahead from 1 on.
-struct GateTables {
-  std::int32_t num_layers = 0;
-  std::int32_t num_experts = 0;
-  std::int32_t width = 0;
-  std::int32_t max_layers = 0;  ///< D
-  std::int32_t top_k = 0;
-  std::vector<float> gate;
-  std::vector<float> bias;
-  std::vector<float> correction;
-  std::vector<float> scale;
-  std::vector<float> shift;
-  std::vector<std::uint8_t> sigmoid;
-  std::vector<std::uint8_t> centred;
-  std::vector<float> steps;
-  std::vector<float> curves;
-};
-/// Errors: ConfigError when a table's size does not fit the others.
-[[nodiscard]] std::unique_ptr<Scorer> make_gate_scorer(GateTables tables);
 
 }  // namespace sluice

@@ -226,9 +226,12 @@ class Session:
         out_address) with the GIL; its exception ends the forward and is raised there."""
     @property
     def handle(self) -> int: ...
-    def set_scorer(self, kind: str | None, tables: dict[str, Any]) -> None:
-        """Who guesses inside of forwards: "pairs" or "gates" with its tables by name; None:
-        nobody."""
+    def add_scorer(self, kind: str, tables: dict[str, Any]) -> int:
+        """Has it guess and rank inside of forwards; the number to remove it by."""
+    def remove_scorer(self, number: int) -> None: ...
+    def begin_step(self, requests: Any, tokens: int, token_ids: Any) -> None:
+        """Tells the scorers whose rows the next layers are of, as `Scorer.begin_step` takes
+        them."""
     def forecast(self, first_layer: int, scores: Any, age_steps: int = 0) -> None:
         """Keep-scores [layers, experts] float32 of whole layers, made so many steps ago."""
     def hint(self, hints: Sequence[tuple[int, int, float, float]]) -> None:
@@ -252,11 +255,18 @@ class Session:
     def take_error(self) -> BaseException | None:
         """As the function of that name; also of a session that was closed meanwhile."""
 
-def guesses_of(
-    kind: str, tables: dict[str, Any], layer: int, ids: Any, hidden: Any
-) -> list[tuple[int, int, float, int]]:
-    """What a scorer says in one call of ids [T, K] int64 and states [T, H] float32: (layer, expert,
-    probability, layers ahead)."""
+class Scorer:
+    """What guesses and ranks inside of forwards, without one: "pairs", "gates" or "forecast" with
+    its tables by name."""
+    def __init__(self, kind: str, tables: dict[str, Any]) -> None: ...
+    def begin_step(self, requests: Any, tokens: int, token_ids: Any) -> None:
+        """The rows of the layers that follow: int64 [B], tokens of each, int64 [B x tokens] or
+        empty."""
+    def layer(
+        self, layer: int, ids: Any, weights: Any, hidden: Any
+    ) -> tuple[int, Any, list[tuple[int, int, float, int]]]:
+        """One call of int64 [T, K], float32 [T, K] and float32 [T, H] or empty: first layer and
+        float32 [n, E] of keep-scores; guesses as (layer, expert, probability, layers ahead)."""
 
 def take_error(handle: int) -> BaseException | None:
     """The exception that the calling thread's last failed forward left; taken once."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+_NO_IDS = np.zeros(0, np.int64)
 _LEAST_PROBABILITY = 0.5
 """Below it a guess is not worth the link: where the link is the limit, guesses at 0.2 read a fifth
 more than no guesses at all, and guesses at 0.5 nothing more."""
@@ -88,10 +89,7 @@ class Foresight:
             int(session.store.layer(layer)["num_experts"]) for layer in range(self._layers)
         )
         self._pid = os.getpid()
-        ranks: Any = predictor
-        if hasattr(ranks, "capacity"):  # for a small cache otherwise than for a large one
-            slots = sum(int(c["num_slots"]) for c in session.plan()["classes"])
-            ranks.capacity = max(1, slots // self._layers)
+        tell_capacity(session, predictor)
         self._hidden = bool(getattr(predictor, "needs_hidden", False))
         self._prompt_tokens: int | None = getattr(predictor, "prompt_tokens", None)
         self._running: _Step | None = None
@@ -293,9 +291,10 @@ class Foresight:
 
 
 class Lookahead:
-    """A predictor's tables in the core: the next layers are guessed inside of each forward.
+    """A predictor's tables in the core: it guesses and ranks inside of each forward.
 
-    No Python runs for it: a layer's guesses are made once its own demands are on their way.
+    No Python runs for it but, once a step, to say whose rows come. Keep-scores are there before a
+    layer's demands take their slots, guesses once they are on their way.
 
     Args:
         session: Whose forwards.
@@ -304,18 +303,52 @@ class Lookahead:
         tables: See `core_tables` of the predictor.
 
     Raises:
-        ConfigError: Tables of another model; or states are read beside a GPU, where they do not
-            lie in RAM.
+        ConfigError: Tables of another model; or states or weights are read beside a GPU, where they
+            do not lie in RAM.
+
+    Thread safety: an `Observer`, called on the caller's thread; `close` from anywhere.
     """
 
     def __init__(self, session: Session, name: str, kind: str, tables: Mapping[str, Any]) -> None:
         self.name = name
         self._session = session
-        session.set_scorer(kind, tables)
+        self._number = session.add_scorer(kind, tables)
+        if session.tap is not None and (kind == "forecast" or len(tables.get("ids", ()))):
+            session.tap.add(self)
+
+    def begin_step(self, step: Step) -> None:
+        """A forward begins: the core is told of its rows."""
+        ids = _NO_IDS if step.token_ids is None else step.token_ids.detach().reshape(-1).cpu().numpy()
+        self._session.begin_step(step.requests, step.tokens, ids)
+
+    def routed(
+        self,
+        step: Step,
+        layer: int,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> None:
+        """Nothing to do: the core was there."""
+
+    def end_step(self, step: Step, *, complete: bool) -> None:
+        """Nothing to do: the core counts its layers."""
+
+    def forget(self, requests: Array) -> None:
+        """Nothing to take back: what was routed was routed."""
 
     def close(self) -> None:
-        """Nobody guesses from the next forward on."""
-        self._session.set_scorer(None, {})
+        """It says nothing from the next forward on. Idempotent."""
+        if self._session.tap is not None:
+            self._session.tap.remove(self)
+        self._session.remove_scorer(self._number)
+
+
+def tell_capacity(session: Session, predictor: Any) -> None:
+    """Tells a predictor that ranks how many experts a layer can keep: few want another ranking."""
+    if hasattr(predictor, "capacity"):
+        slots = sum(int(c["num_slots"]) for c in session.plan()["classes"])
+        predictor.capacity = max(1, slots // int(session.store.num_layers))
 
 
 def _kept(tensor: torch.Tensor, rows: Array | None) -> torch.Tensor:

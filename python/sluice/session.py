@@ -16,6 +16,7 @@ from sluice.config import OffloadOptions
 from sluice.errors import CapacityError, ConfigError, SluiceError
 from sluice.host_memory import host_settings, unused_options
 from sluice.report import report_text
+from sluice.scorers import Scorers
 from sluice.session_end import end_core, inside, open_sessions
 from sluice.stats import HostTierProgress, Stats
 from sluice.timeline import Span, nvtx_wanted, write_chrome_trace
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from sluice.trace.recorder import Recorder
 
 _CALLBACKS = ("gate_callback", "post_callback")
+_READ_ROUTES_ALONE = ("pairs",)
+"""Kinds of scorers that need nothing that lies in a GPU's memory."""
 OPERATOR_FAILED = "sluice::experts_forward failed"
 """Begins the text of the RuntimeError behind which `_core.take_error` has the real one."""
 
@@ -92,7 +95,6 @@ class Session:
         }
         self._notes: Counter[str] = Counter()
         self.tap: Tap | None = None
-        self._scorer: tuple[str, dict[str, Any]] | None = None
         self.routed: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None
         self._hooks: list[Callable[[], object]] = []
         self._close_lock = threading.RLock()
@@ -106,6 +108,7 @@ class Session:
         self._layers = [dict(layer) for layer in layers]
         self.device = device
         self._core = self._open_core(device)
+        self._scorers = Scorers(self._core)
         self.handle = self._core.handle
         self._end = self._finalizer()
         open_sessions.add(self)
@@ -238,9 +241,8 @@ class Session:
     def predict(self, predictor: Any, *, kind: str | None = None) -> Foresight | Lookahead:
         """Has a predictor follow the model from its next forward on, beside those that do already.
 
-        One whose tables the core can read runs inside of forwards, for the next layers; there is
-        one place for such a one, and the last one has it. Any other runs beside the model on a
-        thread, for the next token.
+        One whose tables the core can read runs inside of forwards; beside a GPU only where it reads
+        nothing but routes. Any other runs beside the model on a thread, for the next token.
 
         Args:
             predictor: A folder that `sluice train` wrote, a name, a class or an object: anything
@@ -255,7 +257,7 @@ class Session:
                 session without a model.
             CheckpointError: The folder is damaged, or of another model.
         """
-        from sluice.foresight import Foresight, Lookahead
+        from sluice.foresight import Foresight, Lookahead, tell_capacity
         from sluice.predict import make
 
         made: Any = make(predictor, model_fingerprint=self.fingerprint)
@@ -269,20 +271,36 @@ class Session:
                 f"predictor: got {made.name!r}, which knows nothing yet; expected a folder of a "
                 f"trained one: `sluice train {made.name} --trace FILE --out FOLDER`"
             )
+        tell_capacity(self, made)
         tables = getattr(made, "core_tables", lambda: None)()
-        return Foresight(self, made) if tables is None else Lookahead(self, made.name, *tables)
+        if tables is None or (self.device != "cpu" and tables[0] not in _READ_ROUTES_ALONE):
+            return Foresight(self, made)
+        return Lookahead(self, made.name, *tables)
 
-    def set_scorer(self, kind: str | None, tables: Mapping[str, Any]) -> None:
-        """Who guesses inside of forwards, from tables that `core_tables` of a predictor made.
+    def add_scorer(self, kind: str, tables: Mapping[str, Any]) -> int:
+        """Has somebody guess and rank inside of forwards, from what `core_tables` gave.
 
-        Moves with the session. None: nobody.
+        Moves with the session.
+
+        Returns:
+            The number to remove it by.
 
         Raises:
-            ConfigError: Tables of another model; or states are read beside a GPU, where they do not
-                lie in RAM.
+            ConfigError: Tables of another model; or states or weights are read beside a GPU, where
+                they do not lie in RAM.
         """
-        self._core.set_scorer(kind, dict(tables))
-        self._scorer = None if kind is None else (kind, dict(tables))
+        return self._scorers.add(kind, tables)
+
+    def remove_scorer(self, number: int) -> None:
+        """It says nothing from the next forward on. Nothing where there is none."""
+        self._scorers.remove(number)
+
+    def begin_step(self, requests: Any, tokens: int, token_ids: Any) -> None:
+        """Tells scorers that the next layers are of these rows: B requests, `tokens` of each.
+
+        Shapes: requests int64 `[B]`; token_ids int64 `[B * tokens]`, or none of them.
+        """
+        self._core.begin_step(requests, tokens, token_ids)
 
     def forecast(self, scores: Any, *, first_layer: int = 0, age_steps: int = 0) -> None:
         """Says who should stay: the policies "forecast" and "plec" read it.
@@ -333,8 +351,7 @@ class Session:
         with self._close_lock:
             core = self._open_core(device, leaving_bytes=self._bytes_in_ram())
             try:
-                if self._scorer is not None:
-                    core.set_scorer(*self._scorer)
+                scorers = self._scorers.moved_to(core)
             except BaseException:
                 core.close()
                 raise
@@ -345,6 +362,7 @@ class Session:
                 core.close()
                 raise
             self._core, self.handle, self.device = core, core.handle, device
+            self._scorers = scorers
             self._end = self._finalizer()
 
     def add_close_hook(self, hook: Callable[[], object]) -> None:

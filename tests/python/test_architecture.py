@@ -17,6 +17,7 @@ MAY_INCLUDE = {
     "transfer": {"base", "device", "store"},
     "kernels": {"base"},
     "engine": {"base", "device", "store", "cache", "transfer", "kernels"},
+    "predict": {"base", "kernels", "engine"},
     "simulate": {"base", "device", "store", "cache", "transfer", "kernels", "engine"},
 }
 ROOMS = {*MAY_INCLUDE, "bindings"}

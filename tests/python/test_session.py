@@ -410,13 +410,13 @@ def test_who_guesses_inside_of_forwards_moves_along(
     pairs = np.full((2, 8, 8), 0.9, np.float32)
     tables = {"num_layers": 2, "num_experts": 8, "pairs": pairs}
     session = small.session(small.memory_store())
-    session.set_scorer("pairs", tables)
+    number = session.add_scorer("pairs", tables)
     open_core = session._open_core  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setattr(session, "_open_core", lambda device, leaving_bytes=0: open_core("cpu"))
     session.move_to("cuda:0")
     session.experts_forward(0, *small.call(1))
     assert session.stats().hints > 0
-    session.set_scorer(None, {})
+    session.remove_scorer(number)
     session.move_to("cpu")
     session.experts_forward(0, *small.call(1))
     assert session.stats().hints == 0

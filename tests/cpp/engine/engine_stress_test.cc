@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "engine/plain.h"
+#include "predict/scorers.h"
 #include "store/temp_folder.h"
 #include "support/seed.h"
 
@@ -79,12 +80,16 @@ TEST_F(EngineStress, ThreadsThatForwardGuessWatchAndDrainDisturbNoBits) {
     threads.emplace_back([&] {
       std::mt19937_64 rng(test_seed());
       std::vector<float> row(8);
+      std::int64_t scorer = 0;
       while (!stop) {
         for (float& score : row) score = static_cast<float>(rng() % 100);
         engine->publish(LayerIdx{static_cast<std::int32_t>(rng() % 2)}, row);
         const bool guesses = rng() % 2 == 0;
-        engine->set_scorer(guesses ? make_pair_scorer(std::vector<float>(2 * 8 * 8, 0.5F), 2, 8)
-                                   : nullptr);
+        engine->remove_scorer(scorer);
+        if (guesses) {
+          scorer = engine->add_scorer(make_pair_scorer(std::vector<float>(2 * 8 * 8, 0.5F), 2, 8));
+        }
+        engine->begin_step({.requests = {}, .tokens = 1, .token_ids = {}});
         std::this_thread::sleep_for(std::chrono::microseconds(200));
       }
     });

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -83,3 +85,26 @@ class ForecastHead(nn.Module):
         return logits + self.expert_out(
             functional.silu(self.expert_in(features) + gate[:, :, None])
         )
+
+    def core_tables(self, outputs: tuple[int, int]) -> dict[str, Any]:
+        """Its parts as `csrc/predict/scorers.h` wants them, with two of the outputs."""
+        layers, hidden = self.bias.shape
+        chosen = list(outputs)
+        out = self.out.view(layers, hidden, self.experts, self.heads)[..., chosen]
+        parts = {
+            "prefix": self.prefix,
+            "own": self.own,
+            "bias": self.bias,
+            "place": self.place.weight.T,
+            "place_bias": self.place.bias,
+            "certain": self.certain.weight.T,
+            "gate": self.gate,
+            "expert_in": self.expert_in.weight.T,
+            "expert_in_bias": self.expert_in.bias,
+            "out": out.permute(0, 3, 1, 2),
+            "out_bias": self.out_bias.view(layers, self.experts, -1)[..., chosen].transpose(1, 2),
+            "expert_out": self.expert_out.weight[chosen],
+            "expert_out_bias": self.expert_out.bias[chosen],
+        }
+        arrays = {name: each.detach().contiguous().numpy() for name, each in parts.items()}
+        return {**arrays, "hidden": hidden, "units": self.gate.shape[2]}

@@ -15,6 +15,7 @@ from sluice.predict.arrays import multi_hot, take
 from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.networks.forecast_head import CONTEXT, ForecastHead
+from sluice.predict.networks.futures import DISCOUNTS as RECALLED
 from sluice.predict.networks.futures import WINDOW, LiveRecall, recall
 from sluice.predict.networks.history import (
     History,
@@ -23,10 +24,10 @@ from sluice.predict.networks.history import (
     routes_as_ones,
     with_recalled,
 )
-from sluice.predict.networks.neighbours import Looking, MemorySettings, Stretch
+from sluice.predict.networks.neighbours import FLOOR, Looking, MemorySettings, Stretch
 from sluice.predict.networks.replay import misses
 from sluice.predict.networks.training import anneal, check_ranges, load_module, module_state, seeded
-from sluice.predict.networks.usage import Usage, advance
+from sluice.predict.networks.usage import HALF_LIVES, NEVER, Usage, advance
 from sluice.predict.offline import Horizon, known_layers
 from sluice.predict.protocol import union_probability
 from sluice.trace import Trace
@@ -294,6 +295,31 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         self._rows = Stretch.of_state(arrays, shape)
         self._choice = tuple(int(i) for i in np.clip(choice, 0, len(DISCOUNTS) - 1))
         self.reset()
+
+    def core_tables(self) -> tuple[str, dict[str, Any]] | None:
+        """What the core's scorer needs to rank inside of forwards, for caches of `capacity`."""
+        if self._head is None or self._rows is None or self.shape is None:
+            return None
+        settings = self.settings
+        return "forecast", {
+            **self._head.core_tables((0, self._head_of(self.capacity))),
+            "num_layers": self.shape.num_layers,
+            "num_experts": self.shape.num_experts,
+            "top_k": self.shape.top_k,
+            "prompt_tokens": self.prompt_tokens,
+            "memory.routes": self._rows.routes,
+            "memory.sequence": self._rows.sequence,
+            "recent": settings.recent_tokens,
+            "running": settings.running,
+            "previous": settings.previous,
+            "fade": settings.fade,
+            "floor": FLOOR,
+            "window": WINDOW,
+            "discounts": np.asarray(RECALLED, np.float32),
+            "half_lives": np.asarray(HALF_LIVES, np.float32),
+            "never": float(NEVER),
+            "context": np.asarray(CONTEXT, np.int32),
+        }
 
     # Live
 

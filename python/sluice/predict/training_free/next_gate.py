@@ -127,27 +127,22 @@ class NextGate(BasePredictor[NextGateSettings]):
         return arrays | fitted | {"curves": self._curves}
 
     def core_tables(self) -> tuple[str, dict[str, Any]] | None:
-        """What the core's scorer needs to look ahead inside of a forward; None without gates.
-
-        The core does not know tokens: it adds the mean step of all of them.
-        """
+        """What the core's scorer needs to look ahead inside of a forward; None without gates."""
         if self._routers is None or self.shape is None:
             return None
         layers, experts, width = self._routers.gate.shape
         far = self.settings.max_layers
-        steps = np.zeros((far, layers, width), np.float32)
-        curves = np.tile(np.array([1, 0], np.float32), (far, layers, 1))
+        ids = np.zeros(0, np.int64)
+        means = np.zeros((1, layers, width), np.float16)
+        curves = np.tile(np.array([1, 0], np.float32), (far, layers, 2, 1))
         if self._means is not None and self._curves is not None:
-            unknown = np.array([-1])
-            for ahead in range(1, far + 1):
-                for layer in range(ahead, layers):
-                    steps[ahead - 1, layer] = self._step(unknown, layer, ahead)[0]
-            curves = self._curves[:, :, 1]
-        arrays = self._routers.state() | {"steps": steps, "curves": np.ascontiguousarray(curves)}
+            ids, means, curves = self._ids, self._means, self._curves
+        arrays = self._routers.state() | {"ids": ids, "means": means.view(np.uint16)}
         flags = {name: arrays[name].astype(np.uint8) for name in ("sigmoid", "centred")}
         return "gates", {
             **arrays,
             **flags,
+            "curves": curves,
             "num_layers": layers,
             "num_experts": experts,
             "width": width,

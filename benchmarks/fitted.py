@@ -7,6 +7,9 @@ A scenario's `[predictors.<kind>]` says what each was fitted on:
     choose = { trace = "reference_valid" }                # early stop and calibration
     settings = { epochs = 10 }                            # none: the defaults
 
+`hidden = true` beside a trace of the reference model: recorded once more here, with states. A
+predictor that reads the model's own gates gets them from the scenario's checkpoint.
+
 A fit lies in `$SLUICE_BENCH_DIR/predictors` by the hash of its table and of the traces behind it.
 """
 
@@ -16,18 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from machine import canonical
+from reference_traces import recorded
 from routing import load_trace, trace_path
 from sluice import predict, trace
 from sluice.folders import bench_folder
+from sluice.hf.auto import load_causal_lm
 from sluice.predict.card import ARRAYS, is_saved
+from sluice.predict.training_free.next_gate import NextGate
 
 
-def fitted(kind: str, table: dict[str, Any]) -> predict.BasePredictor[Any]:
+def fitted(
+    kind: str, table: dict[str, Any], checkpoint: Path | None = None
+) -> predict.BasePredictor[Any]:
     """A predictor of its own, with nothing observed yet. Errors: of `sluice.predict.train`."""
-    return predict.load(folder_of(kind, table))
+    return predict.load(folder_of(kind, table, checkpoint))
 
 
-def folder_of(kind: str, table: dict[str, Any]) -> Path:
+def folder_of(kind: str, table: dict[str, Any], checkpoint: Path | None = None) -> Path:
     """Where it is saved, fitted now unless it is there."""
     folder = bench_folder() / "predictors" / f"{kind}-{_key(kind, table)}"
     if not is_saved(folder):
@@ -38,6 +46,12 @@ def folder_of(kind: str, table: dict[str, Any]) -> Path:
         others = tuple(dict.fromkeys(s.content for s in parts[-1])) if choose is not None else ()
         split = trace.Split(fit=contents, choose=tuple(c for c in others if c not in contents))
         predictor: Any = predict.make(kind, table.get("settings"))
+        if isinstance(predictor, NextGate):
+            assert checkpoint is not None
+            model = load_causal_lm(checkpoint)
+            predictor = NextGate.from_model(
+                model, top_k=parts[0].top_k, settings=predictor.settings
+            )
         whole = trace.concatenate(parts)
         predict.train(predictor, whole, split, seed=table.get("seed", 0)).save(folder)
     return folder
@@ -60,6 +74,9 @@ def _part(table: dict[str, Any] | None) -> trace.Trace | None:
     """`{trace, sequences = [first, last], every = n}`; without the last two all of the trace."""
     if table is None:
         return None
+    if table.get("hidden"):
+        role = table["trace"].removeprefix("reference_")
+        return trace.load(recorded(role, hidden=True, every=table.get("every", 1)))
     loaded = load_trace(table["trace"])
     first, last = table.get("sequences", [0, len(loaded.sequences) - 1])
     return loaded.select(range(first, last + 1, table.get("every", 1)))

@@ -62,15 +62,15 @@ def shipped(role: str) -> trace.Trace:
     return trace.load(DATA / f"reference_{role}{trace.SUFFIX}")
 
 
-def recorded(role: str, *, hidden: bool = False) -> Path:
-    """The file of one role's trace, recorded now unless it is there."""
+def recorded(role: str, *, hidden: bool = False, every: int = 1) -> Path:
+    """The file of one role's trace, of every so many requests, recorded now unless it is there."""
     folder = bench_folder() / "traces"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"reference_{role}-{_key(hidden)}{trace.SUFFIX}"
+    path = folder / f"reference_{role}-{_key(hidden, every)}{trace.SUFFIX}"
     try:
         trace.load(path)
     except CheckpointError:  # not there, or not whole
-        trace.save(record(prompts(role), hidden=hidden), path, max_bytes=MAX_BYTES)
+        trace.save(record(prompts(role)[::every], hidden=hidden), path, max_bytes=MAX_BYTES)
     return path
 
 
@@ -115,13 +115,13 @@ def record(requests: list[Prompt], *, hidden: bool = False) -> trace.Trace:
     return replace(found, sequences=tuple(named), source=source)
 
 
-def _key(hidden: bool) -> str:
+def _key(hidden: bool, every: int) -> str:
     from sluice.reference import reference_model
 
     parts = [
         hashlib.sha256(PROMPTS.read_bytes()).hexdigest(),
         (reference_model() / "SHA256SUMS").read_text(),
-        json.dumps([TEMPERATURE, MAX_NEW_TOKENS, DEVICE_MEMORY, hidden]),
+        json.dumps([TEMPERATURE, MAX_NEW_TOKENS, DEVICE_MEMORY, hidden, every]),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -31,7 +31,7 @@ def make_arm(mode: str, checkpoint: Path, scenario: dict[str, Any], share: float
     of the closed loop `lru-overlap`, `decayed-overlap`, `foresight:KIND`,
     `foresight-discarded:KIND`, `resident-foresight:KIND` (all experts are there, so that only
     thinking costs), `edgemoe-preload`, `edgemoe`, `belady-victims`, `belady-victims+token`, where
-    KIND is one of the scenario's `[predictors]` (default: forecaster).
+    KIND is one of the scenario's `[predictors]`, or several with + between (default: forecaster).
     """
     name, _, variant = mode.partition(":")
     if name in {"resident-eager", "resident-grouped", "resident-batched"}:
@@ -47,13 +47,14 @@ def make_arm(mode: str, checkpoint: Path, scenario: dict[str, Any], share: float
         return SluiceArm(mode, checkpoint, scenario, share, "pack", policy=OVERLAP[name])
     if name in EDGE_RUNGS:
         policy = EDGE_RUNGS[name]
-        return ForesightArm(mode, checkpoint, scenario, share, kind="path-table", policy=policy)
+        return ForesightArm(mode, checkpoint, scenario, share, kinds=["path-table"], policy=policy)
     if name in {"foresight", "foresight-discarded", "resident-foresight"}:
-        kind, discarded = variant or "forecaster", name == "foresight-discarded"
+        kinds = (variant or "forecaster").split("+")
+        discarded = name == "foresight-discarded"
         policy = "forecast" if name == "foresight" else "decayed-lfu"
         share = 1.0 if name == "resident-foresight" else share
         return ForesightArm(
-            mode, checkpoint, scenario, share, kind=kind, policy=policy, discarded=discarded
+            mode, checkpoint, scenario, share, kinds=kinds, policy=policy, discarded=discarded
         )
     if name in {"belady-victims", "belady-victims+token"}:
         return BeladyArm(mode, checkpoint, scenario, share, hints=name.endswith("+token"))

@@ -1,5 +1,6 @@
 """sluice with a predictor that was fitted on other sequences."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ _COUNTED = ("plans_dropped", "plans_apart", "predictor_steps_lost", "predictor_f
 
 
 class ForesightArm(SluiceArm):
-    """A predictor follows the model, as `predictor=` has it.
+    """Predictors follow the model, as `predictor=` has it.
 
     Args:
-        kind: Which of the scenario's `[predictors]`.
+        kinds: Which of the scenario's `[predictors]`.
         policy: Who leaves; "forecast" is what policy="auto" means beside a predictor.
         discarded: Plans are made and thrown away, so that what they cost is seen.
     """
@@ -28,20 +29,24 @@ class ForesightArm(SluiceArm):
         scenario: dict[str, Any],
         share: float,
         *,
-        kind: str,
+        kinds: Sequence[str],
         policy: str,
         discarded: bool = False,
     ) -> None:
         super().__init__(mode, checkpoint, scenario, share, "pack", policy=policy)
-        self.kind = kind
-        self.table: dict[str, Any] = scenario["predictors"][kind]
+        self.tables: dict[str, dict[str, Any]] = {
+            kind: scenario["predictors"][kind] for kind in kinds
+        }
         self.discarded = discarded
-        self.predictor: Any = None
+        self.predictors: list[Any] = []
 
     def load(self) -> Any:
-        self.predictor = fitted(self.kind, self.table)
+        self.predictors = [
+            fitted(kind, table, self.checkpoint) for kind, table in self.tables.items()
+        ]
         model = super().load()
-        model.sluice.predict(Discarded(self.predictor) if self.discarded else self.predictor)
+        for each in self.predictors:
+            model.sluice.predict(Discarded(each) if self.discarded else each)
         return model
 
     def counters(self) -> dict[str, Any]:
@@ -50,8 +55,11 @@ class ForesightArm(SluiceArm):
         return {**counters, **{name: degraded.get(name, 0) for name in _COUNTED}}
 
     def config(self) -> dict[str, Any]:
-        predictor = passport(self.kind, self.table, self.predictor)
-        return {**super().config(), "predictor": predictor, "discarded": self.discarded}
+        passports = [
+            passport(kind, table, predictor)
+            for (kind, table), predictor in zip(self.tables.items(), self.predictors, strict=True)
+        ]
+        return {**super().config(), "predictors": passports, "discarded": self.discarded}
 
 
 class Discarded:

@@ -93,10 +93,12 @@ def require_unread(arms: Mapping[str, Arm], routes: Routes | None) -> None:
     """
     timed = set() if routes is None else set(routes.contents)
     for name, arm in arms.items():
-        fitting = getattr(getattr(arm, "predictor", None), "fitting", None)
-        both = timed & fitting.read if fitting is not None else set()
-        if both:
-            raise RuntimeError(f"{name}: its predictor has read {len(both)} of the timed sequences")
+        for predictor in getattr(arm, "predictors", ()):
+            both = timed & predictor.fitting.read
+            if both:
+                raise RuntimeError(
+                    f"{name}: its {predictor.name} has read {len(both)} of the timed sequences"
+                )
 
 
 def derived_of(

@@ -41,50 +41,52 @@ std::unique_ptr<Scorer> gate_scorer(const py::dict& tables) {
 }
 
 std::unique_ptr<Scorer> forecast_scorer(const py::dict& tables) {
-  return make_forecast_scorer({.num_layers = field<std::int32_t>(tables, "num_layers"),
-                               .num_experts = field<std::int32_t>(tables, "num_experts"),
-                               .top_k = field<std::int32_t>(tables, "top_k"),
-                               .hidden = field<std::int32_t>(tables, "hidden"),
-                               .units = field<std::int32_t>(tables, "units"),
-                               .window = field<std::int32_t>(tables, "window"),
-                               .prompt_tokens = field<std::int32_t>(tables, "prompt_tokens"),
-                               .usage = {.half_lives = table<float>(tables, "half_lives"),
-                                         .never = field<float>(tables, "never")},
-                               .memory = {.routes = table<std::int16_t>(tables, "memory.routes"),
-                                          .sequence = table<std::int64_t>(tables, "memory.sequence"),
-                                          .recent = field<std::int32_t>(tables, "recent"),
-                                          .running = field<float>(tables, "running"),
-                                          .previous = field<float>(tables, "previous"),
-                                          .fade = field<float>(tables, "fade"),
-                                          .floor = field<float>(tables, "floor")},
-                               .discounts = table<float>(tables, "discounts"),
-                               .context = table<std::int32_t>(tables, "context"),
-                               .prefix = table<float>(tables, "prefix"),
-                               .own = table<float>(tables, "own"),
-                               .bias = table<float>(tables, "bias"),
-                               .place = table<float>(tables, "place"),
-                               .place_bias = table<float>(tables, "place_bias"),
-                               .certain = table<float>(tables, "certain"),
-                               .gate = table<float>(tables, "gate"),
-                               .expert_in = table<float>(tables, "expert_in"),
-                               .expert_in_bias = table<float>(tables, "expert_in_bias"),
-                               .out = table<float>(tables, "out"),
-                               .out_bias = table<float>(tables, "out_bias"),
-                               .expert_out = table<float>(tables, "expert_out"),
-                               .expert_out_bias = table<float>(tables, "expert_out_bias")});
+  return make_forecast_scorer(
+      {.num_layers = field<std::int32_t>(tables, "num_layers"),
+       .num_experts = field<std::int32_t>(tables, "num_experts"),
+       .top_k = field<std::int32_t>(tables, "top_k"),
+       .hidden = field<std::int32_t>(tables, "hidden"),
+       .units = field<std::int32_t>(tables, "units"),
+       .window = field<std::int32_t>(tables, "window"),
+       .prompt_tokens = field<std::int32_t>(tables, "prompt_tokens"),
+       .usage = {.half_lives = table<float>(tables, "half_lives"),
+                 .never = field<float>(tables, "never")},
+       .memory = {.routes = table<std::int16_t>(tables, "memory.routes"),
+                  .sequence = table<std::int64_t>(tables, "memory.sequence"),
+                  .recent = field<std::int32_t>(tables, "recent"),
+                  .running = field<float>(tables, "running"),
+                  .previous = field<float>(tables, "previous"),
+                  .fade = field<float>(tables, "fade"),
+                  .floor = field<float>(tables, "floor")},
+       .discounts = table<float>(tables, "discounts"),
+       .context = table<std::int32_t>(tables, "context"),
+       .prefix = table<float>(tables, "prefix"),
+       .own = table<float>(tables, "own"),
+       .bias = table<float>(tables, "bias"),
+       .place = table<float>(tables, "place"),
+       .place_bias = table<float>(tables, "place_bias"),
+       .certain = table<float>(tables, "certain"),
+       .gate = table<float>(tables, "gate"),
+       .expert_in = table<float>(tables, "expert_in"),
+       .expert_in_bias = table<float>(tables, "expert_in_bias"),
+       .out = table<float>(tables, "out"),
+       .out_bias = table<float>(tables, "out_bias"),
+       .expert_out = table<float>(tables, "expert_out"),
+       .expert_out_bias = table<float>(tables, "expert_out_bias")});
 }
 
 /// A scorer on its own, for tests and to look at.
 class BareScorer {
  public:
-  BareScorer(const std::string& kind, const py::dict& tables) : scorer_(make_scorer(kind, tables)) {}
+  BareScorer(const std::string& kind, const py::dict& tables)
+      : scorer_(make_scorer(kind, tables)) {}
 
   void begin_step(const Array<std::int64_t>& requests, std::int64_t tokens,
                   const Array<std::int64_t>& token_ids) {
-    scorer_->begin_step({.requests = {requests.data(), static_cast<std::size_t>(requests.size())},
-                         .tokens = tokens,
-                         .token_ids = {token_ids.data(),
-                                       static_cast<std::size_t>(token_ids.size())}});
+    scorer_->begin_step(
+        {.requests = {requests.data(), static_cast<std::size_t>(requests.size())},
+         .tokens = tokens,
+         .token_ids = {token_ids.data(), static_cast<std::size_t>(token_ids.size())}});
   }
 
   py::tuple layer(std::int32_t layer, const Array<std::int64_t>& ids, const Array<float>& weights,

@@ -176,10 +176,9 @@ std::int64_t add_scorer(const SessionHandle& session, const std::string& kind,
 void begin_step(const SessionHandle& session,
                 const py::array_t<std::int64_t, py::array::c_style>& requests, std::int64_t tokens,
                 const py::array_t<std::int64_t, py::array::c_style>& token_ids) {
-  const StepRows rows{
-      .requests = {requests.data(), static_cast<std::size_t>(requests.size())},
-      .tokens = tokens,
-      .token_ids = {token_ids.data(), static_cast<std::size_t>(token_ids.size())}};
+  const StepRows rows{.requests = {requests.data(), static_cast<std::size_t>(requests.size())},
+                      .tokens = tokens,
+                      .token_ids = {token_ids.data(), static_cast<std::size_t>(token_ids.size())}};
   const py::gil_scoped_release no_gil;
   session.engine().begin_step(rows);
 }
@@ -221,8 +220,9 @@ void bind_session(py::module_& m) {
           "remove_scorer",
           [](const SessionHandle& s, std::int64_t number) { s.engine().remove_scorer(number); },
           py::arg("number"), WithoutGil())
-      .def("begin_step", &begin_step, py::arg("requests"), py::arg("tokens"), py::arg("token_ids"),
-           "Tells the scorers whose rows the next layers are of, as `Scorer.begin_step` takes them.")
+      .def(
+          "begin_step", &begin_step, py::arg("requests"), py::arg("tokens"), py::arg("token_ids"),
+          "Tells the scorers whose rows the next layers are of, as `Scorer.begin_step` takes them.")
       .def("hint", &give_hints, py::arg("hints"),
            "(layer, expert, probability, seconds from now until worthless; inf: never).")
       .def(

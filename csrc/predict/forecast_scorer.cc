@@ -203,14 +203,14 @@ class ForecastScorer final : public Scorer {
 
  private:
   static void check(const ForecastTables& t) {
-    require<ConfigError>(
-        t.num_layers > 0 && t.num_experts > 0 && t.top_k > 0 && t.hidden > 0 && t.units > 0 &&
-            t.prompt_tokens > 0 && t.context.size() == 2,
-        [&] {
-          return "scorer: got a forecaster of " + std::to_string(t.num_layers) + " layers, " +
-                 std::to_string(t.num_experts) + " experts, width " + std::to_string(t.hidden) +
-                 " and " + std::to_string(t.units) + ", expected some of each";
-        });
+    require<ConfigError>(t.num_layers > 0 && t.num_experts > 0 && t.top_k > 0 && t.hidden > 0 &&
+                             t.units > 0 && t.prompt_tokens > 0 && t.context.size() == 2,
+                         [&] {
+                           return "scorer: got a forecaster of " + std::to_string(t.num_layers) +
+                                  " layers, " + std::to_string(t.num_experts) + " experts, width " +
+                                  std::to_string(t.hidden) + " and " + std::to_string(t.units) +
+                                  ", expected some of each";
+                         });
     const std::int64_t layers = t.num_layers;
     const std::int64_t experts = t.num_experts;
     const std::int64_t wide = t.hidden;
@@ -253,8 +253,7 @@ class ForecastScorer final : public Scorer {
     if (latest_ == nullptr) {
       made = std::make_unique<Stream>(
           Stream{.usage = ExpertUsage(t_.usage, t_.num_layers, t_.num_experts),
-                 .pending =
-                     Pending(static_cast<std::size_t>(t_.window), layers_, experts_, top_k_),
+                 .pending = Pending(static_cast<std::size_t>(t_.window), layers_, experts_, top_k_),
                  .overlap = {},
                  .looking = {},
                  .context = std::vector<float>(2 * hidden_),
@@ -325,8 +324,8 @@ class ForecastScorer final : public Scorer {
       const std::int64_t id = args.expert_ids[at * wide + k];
       if (id >= 0 && id < t_.num_experts) ids_[k] = static_cast<std::int32_t>(id);
     }
-    const auto* const bytes = static_cast<const std::byte*>(args.weights) +
-                              at * wide * element_bytes(args.weights_dtype);
+    const auto* const bytes =
+        static_cast<const std::byte*>(args.weights) + at * wide * element_bytes(args.weights_dtype);
     widen(args.weights_dtype, bytes, weights_.data(), static_cast<std::int64_t>(count));
   }
 
@@ -379,8 +378,8 @@ class ForecastScorer final : public Scorer {
     }
     for (const std::int32_t id : ids_) {
       if (id < 0) continue;
-      add_scaled(stream.prefix,
-                 t_.prefix.data() + row(l, static_cast<std::size_t>(id)) * hidden_, 1.0F);
+      add_scaled(stream.prefix, t_.prefix.data() + row(l, static_cast<std::size_t>(id)) * hidden_,
+                 1.0F);
     }
     if (!scores) {
       alike_.count(stream.looking, layer, ids_);

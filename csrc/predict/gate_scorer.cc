@@ -142,10 +142,8 @@ class GateScorer final : public Scorer {
     std::partial_sort(ordered_.begin(), ordered_.begin() + static_cast<std::ptrdiff_t>(next + 1),
                       ordered_.end(), std::greater<>());
     const float middle = (ordered_[k - 1] + ordered_[next]) / 2;
-    const float* const curve =
-        t_.curves.data() +
-        4 * table_size(ahead - 1, t_.num_layers) + 4 * static_cast<std::size_t>(to) +
-        (unknown ? 2 : 0);
+    const float* const curve = t_.curves.data() + 4 * table_size(ahead - 1, t_.num_layers) +
+                               4 * static_cast<std::size_t>(to) + (unknown ? 2 : 0);
     for (std::size_t e = 0; e < num_experts_; ++e) {
       const float x = std::clamp(curve[0] * (choices_[e] - middle) + curve[1], -30.0F, 30.0F);
       not_used_[e] *= 1.0F - 1.0F / (1.0F + std::exp(-x));

@@ -318,7 +318,9 @@ class Lookahead:
 
     def begin_step(self, step: Step) -> None:
         """A forward begins: the core is told of its rows."""
-        ids = _NO_IDS if step.token_ids is None else step.token_ids.detach().reshape(-1).cpu().numpy()
+        ids = (
+            _NO_IDS if step.token_ids is None else step.token_ids.detach().reshape(-1).cpu().numpy()
+        )
         self._session.begin_step(step.requests, step.tokens, ids)
 
     def routed(

@@ -140,12 +140,12 @@ def test_a_predictor_is_fitted_once_on_what_the_table_says() -> None:
 
 def test_nobody_is_timed_on_what_it_was_fitted_on() -> None:
     arms: dict[str, Any] = {
-        "foresight": SimpleNamespace(predictor=fitted.fitted("popularity", TABLE)),
+        "foresight": SimpleNamespace(predictors=[fitted.fitted("popularity", TABLE)]),
         "lru-overlap": SimpleNamespace(),
     }
     require_unread(arms, recorded(CUT, 20, 22))
     require_unread(arms, None)
-    with pytest.raises(RuntimeError, match="foresight: its predictor has read 1 of the timed"):
+    with pytest.raises(RuntimeError, match="foresight: its popularity has read 1 of the timed"):
         require_unread(arms, recorded(CUT, 5, 9))
 
 

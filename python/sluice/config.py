@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 from sluice import _core
 from sluice.errors import ConfigError
@@ -56,8 +56,9 @@ class OffloadOptions:
             is "decayed-lfu", for routing is skewed and the skew drifts; beside a predictor it is
             "forecast", which is the same until the predictor proves better.
         predictor: What guesses who comes next: a folder that `sluice train` wrote, a name of
-            `sluice.predict.names()`, or an object of one's own. None: nothing is guessed. Wrong
-            guesses cost a little of the link and never change a result.
+            `sluice.predict.names()`, or an object of one's own; or a list of these, as a
+            "forecaster" that says who should stay and a "next-gate" that says who comes. None:
+            nothing is guessed. Wrong guesses cost a little of the link and never change a result.
         preset: A published system out of these parts: "edgemoe" (policy "edge", a trained
             "path-table") or "expertflow" (policy "plec", a trained "routing-path"); `predictor`
             is then a folder of that kind. None: as the other fields say.
@@ -155,9 +156,17 @@ class OffloadOptions:
         """All fields as JSON can hold them; a predictor that is an object by its name."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["exclude"] = list(self.exclude)
-        if not isinstance(self.predictor, str | None):
-            fields["predictor"] = self.predictor.name
+        named = tuple(each if isinstance(each, str) else each.name for each in self.predictors)
+        if named:
+            fields["predictor"] = named if isinstance(self.predictor, tuple) else named[0]
         return fields
+
+    @property
+    def predictors(self) -> tuple[Any, ...]:
+        """All that follow the model: none, one or several."""
+        if self.predictor is None:
+            return ()
+        return self.predictor if isinstance(self.predictor, tuple) else (self.predictor,)
 
     def budget_bytes(self, total_slot_bytes: int) -> int:
         """The budget in bytes, where a percentage is taken of `total_slot_bytes`."""
@@ -255,9 +264,14 @@ def _policy(value: object, predictor: object, preset: object) -> str:
 
 
 def _predictor(value: Any) -> Any:
-    """A name, a path, or an object that speaks the protocol."""
+    """A name, a path, or an object that speaks the protocol; or several of them, as a tuple."""
     if value is None:
         return None
+    if isinstance(value, list | tuple):
+        several = cast("list[Any] | tuple[Any, ...]", value)
+        if not several:
+            raise ConfigError("predictor: got no one in a list, expected None or at least one")
+        return tuple(_predictor(each) for each in several)
     if isinstance(value, str | os.PathLike):
         return os.fspath(value)
     made = value() if isinstance(value, type) else value

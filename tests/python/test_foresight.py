@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Sequence
@@ -213,3 +214,19 @@ def test_the_policy_goes_with_the_predictor_unless_it_is_named() -> None:
     preset = OffloadOptions(device_memory=1, predictor="folder", preset="expertflow")
     assert preset.policy == "plec"
     assert OffloadOptions.from_dict(preset.to_dict()) == preset
+
+
+def test_several_predictors_follow_one_model() -> None:
+    options = OffloadOptions(device_memory=1, predictor=[Notes, "popularity"])
+    assert [getattr(each, "name", each) for each in options.predictors] == ["notes", "popularity"]
+    assert options.to_dict()["predictor"] == ("notes", "popularity")
+    named = OffloadOptions(device_memory=1, predictor=["a", "b"])
+    assert OffloadOptions.from_dict(json.loads(json.dumps(named.to_dict()))) == named
+    with pytest.raises(ConfigError, match="no one in a list"):
+        OffloadOptions(device_memory=1, predictor=[])
+    model = tiny.build("mixtral")
+    expected = tiny.greedy(model, PROMPT)
+    notes = [Notes(), Notes()]
+    with sluice.offload(model, device_memory="25%", predictor=notes):
+        assert torch.equal(tiny.greedy(model, PROMPT), expected)
+    assert notes[0].events and notes[1].events

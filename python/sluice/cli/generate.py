@@ -44,7 +44,10 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--policy", default="auto", help="eviction policy")
     parser.add_argument(
-        "--predictor", metavar="FOLDER", help="what `sluice train` wrote, or a predictor's name"
+        "--predictor",
+        metavar="FOLDER",
+        action="append",
+        help="what `sluice train` wrote, or a predictor's name; again for one more",
     )
     parser.add_argument(
         "--preset", help='a published system: "edgemoe" or "expertflow", beside --predictor'

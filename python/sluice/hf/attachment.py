@@ -82,10 +82,9 @@ class Attachment:
         if generation is not None:
             self._generation = [(generation, getattr(generation, "disable_compile", None))]
             generation.disable_compile = True  # a captured graph would replay stale slots
-        if session.options.predictor is not None:
-            preset = session.options.preset
-            kind = None if preset is None else PRESETS[preset][1]
-            session.predict(session.options.predictor, kind=kind)
+        preset = session.options.preset
+        for predictor in session.options.predictors:
+            session.predict(predictor, kind=None if preset is None else PRESETS[preset][1])
         _wrap_methods(model, self)
         object.__setattr__(model, "sluice", session)
         object.__setattr__(model, _ATTRIBUTE, self)

@@ -45,16 +45,22 @@ def folder_of(kind: str, table: dict[str, Any], checkpoint: Path | None = None) 
         contents = tuple(dict.fromkeys(s.content for s in parts[0]))
         others = tuple(dict.fromkeys(s.content for s in parts[-1])) if choose is not None else ()
         split = trace.Split(fit=contents, choose=tuple(c for c in others if c not in contents))
-        predictor: Any = predict.make(kind, table.get("settings"))
-        if isinstance(predictor, NextGate):
-            assert checkpoint is not None
-            model = load_causal_lm(checkpoint)
-            predictor = NextGate.from_model(
-                model, top_k=parts[0].top_k, settings=predictor.settings
-            )
+        predictor = unfitted(kind, table.get("settings"), parts[0].top_k, checkpoint)
         whole = trace.concatenate(parts)
         predict.train(predictor, whole, split, seed=table.get("seed", 0)).save(folder)
     return folder
+
+
+def unfitted(
+    kind: str, settings: dict[str, Any] | None, top_k: int, checkpoint: Path | None
+) -> Any:
+    """A predictor by name; one that reads the model's own gates has those of the checkpoint."""
+    made: Any = predict.make(kind, settings)
+    if not isinstance(made, NextGate):
+        return made
+    if checkpoint is None:
+        raise ValueError(f"{kind}: got no checkpoint, expected the one whose gates it reads")
+    return NextGate.from_model(load_causal_lm(checkpoint), top_k=top_k, settings=made.settings)
 
 
 def passport(kind: str, table: dict[str, Any], predictor: Any) -> dict[str, Any]:

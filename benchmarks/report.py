@@ -75,6 +75,12 @@ TITLES = {
     "replay-reference": (
         "The same on the reference model's own text (decode, fitted on text of training prompts)"
     ),
+    "recall-dsv2lite-left-out": (
+        "Who comes next in a task that nobody was fitted on: DeepSeek-V2-Lite, two others fitted"
+    ),
+    "recall-reference-states": (
+        "Who comes next by the states at hand, the reference model's own text"
+    ),
 }
 FILES = {
     load_scenario(path)["name"]: path.name for path in sorted((HERE / "scenarios").glob("*.toml"))
@@ -201,12 +207,45 @@ REPLAY_COLUMNS = {
 }
 
 
-def columns_of(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def recalled(row: dict[str, Any], horizon: str) -> str:
+    """Recall among the K best at a horizon, its interval and its worst task, in percent."""
+    names = [k for k in row["derived"] if k.startswith(f"{horizon}: recall@") and k[-1].isdigit()]
+    if not names:
+        return "–"
+    name = min(names, key=lambda k: int(k.rpartition("@")[2]))
+    value, low, high, worst = (
+        100 * row["derived"][f"{name}{end}"] for end in ("", " low", " high", " worst task")
+    )
+    return f"{value:.1f} [{low:.1f}, {high:.1f}], {worst:.1f}"
+
+
+def united(row: dict[str, Any], horizon: str) -> str:
+    """B_acc and precision for four requests at a set of 1.15 times the true one, in percent."""
+    name = f"{horizon}: batch 4, 1.15 x the true set"
+    if f"{name}: b_acc" not in row["derived"]:
+        return "–"
+    found = (row["derived"][f"{name}: {each}"] for each in ("b_acc", "precision"))
+    return " / ".join(f"{100 * each:.1f}" for each in found)
+
+
+RECALL_COLUMNS = {
+    "predictor": lambda r: r["mode"],
+    "one layer ahead: recall@K % [95 %], worst task": lambda r: recalled(r, "1"),
+    "two layers ahead": lambda r: recalled(r, "2"),
+    "a token ahead": lambda r: recalled(r, "token"),
+    "a token ahead, batch 4, 1.15 x: B_acc / precision %": lambda r: united(r, "token"),
+    "seeds": lambda r: str(r["n"]),
+}
+
+
+def parts_of(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """What to say of a run, and of which rows: of a replay the streams of several tasks."""
     gaps = [r for r in rows if r["metric"] == "gap_closed"]
-    if not gaps:
-        return COLUMNS, rows
-    return REPLAY_COLUMNS, [r for r in gaps if r["mode"].startswith(("mix:", "balanced:"))]
+    recalls = [r for r in rows if r["metric"] == "recall_at_k"]
+    if not gaps and not recalls:
+        return [(COLUMNS, rows)]
+    several = [r for r in gaps if r["mode"].startswith(("mix:", "balanced:"))]
+    return [(REPLAY_COLUMNS, several), (RECALL_COLUMNS, recalls)]
 
 
 def table(scenario: str, rows: list[dict[str, Any]]) -> str:
@@ -214,18 +253,22 @@ def table(scenario: str, rows: list[dict[str, Any]]) -> str:
     chosen = newest_run(scenario, rows)
     if not chosen:
         return ""
-    columns, chosen = columns_of(chosen)
-    cells = {name: [cell(row) for row in chosen] for name, cell in columns.items()}
-    cells = {name: column for name, column in cells.items() if set(column) != {"–"}}
     one = chosen[0]
     lines = [
         f"**{TITLES[scenario]}** ({one['machine']['cpu']}, {one['threads']} threads, "
         f"{one['machine']['ram_gib']:g} GiB; commit {one['commit']}; "
         f"`sluice bench benchmarks/scenarios/{FILES[scenario]}`)",
-        "",
-        *("| " + " | ".join(line) + " |" for line in (cells, ["---"] * len(cells))),
-        *("| " + " | ".join(line) + " |" for line in zip(*cells.values(), strict=True)),
     ]
+    for columns, part in parts_of(chosen):
+        if not part:
+            continue
+        cells = {name: [cell(row) for row in part] for name, cell in columns.items()}
+        cells = {name: column for name, column in cells.items() if set(column) != {"–"}}
+        lines += [
+            "",
+            *("| " + " | ".join(line) + " |" for line in (cells, ["---"] * len(cells))),
+            *("| " + " | ".join(line) + " |" for line in zip(*cells.values(), strict=True)),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from fitted import unfitted
 from harness import row
+from reference_traces import recorded
 from sluice import predict
+from sluice.reference import reference_model
 from sluice.simulate import gather_scores, order_of, popular_experts, replay, routes_of
 from sluice.simulate.replay import ReplayResult
 from sluice.simulate.routes import Routes
-from sluice.trace import Split, Trace, concatenate, load, split_by_sequence
+from sluice.trace import Split, Trace, concatenate, leave_out, load, split_by_sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 RESAMPLES = 1000
@@ -48,16 +51,15 @@ class Stream:
 def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows: gap closed and hits of every contender on every stream; recall of every predictor."""
     work = scenario["workload"]
-    files = [ROOT / name for name in work["traces"]]
+    files = [file_of(name) for name in work["traces"]]
     parts = [first_sequences(load(path), work.get("sequences")) for path in files]
     stored = concatenate(parts)
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     recalls: dict[str, list[dict[str, float]]] = {}
-    for seed in work["seeds"]:
-        split = split_of(parts, stored, work, seed)
+    for without, seed, split in splits(parts, stored, work):
         fit, choose, score = (split.of(stored, role) for role in ("fit", "choose", "score"))
         predictors = {
-            name: fitted(name, settings, fit, choose, seed)
+            f"{name}{without}": fitted(name, settings, fit, choose, seed)
             for name, settings in scenario["predictors"].items()
             if name != "source"  # by which the smoke test's replace the scenario's
         }
@@ -69,7 +71,9 @@ def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
     data = {
         "traces": [path.name for path in files],
         "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
-        "split": work.get("split", work.get("roles")),
+        "split": "a task left out"
+        if work.get("leave_out")
+        else work.get("split", work.get("roles")),
         "seeds": work["seeds"],
         "text": "the model's own" if stored.own_text else "teacher-forced",
     }
@@ -90,17 +94,36 @@ def first_sequences(trace: Trace, most: int | None) -> Trace:
     return trace.select(i for each in numbers.values() for i in each[:most])
 
 
-def split_of(parts: list[Trace], stored: Trace, work: dict[str, Any], seed: int) -> Split:
-    """Sequences dealt by seed, or a file for each role."""
-    if "roles" not in work:
-        return split_by_sequence(stored, tuple(work["split"]), seed=seed)
-    contents = [tuple(dict.fromkeys(s.content for s in part)) for part in parts]
-    return Split(**dict(zip(work["roles"], contents, strict=True)))
+def file_of(name: str) -> Path:
+    """A file beside this folder; or of the reference model with states, "recorded:ROLE/EVERY"."""
+    if not name.startswith("recorded:"):
+        return ROOT / name
+    role, _, every = name.removeprefix("recorded:").partition("/")
+    return recorded(role, hidden=True, every=int(every or 1))
+
+
+def splits(
+    parts: list[Trace], stored: Trace, work: dict[str, Any]
+) -> Iterator[tuple[str, int, Split]]:
+    """By seed: sequences dealt, a file for each role, or each task alone scored on all others.
+
+    The name says which task was left out, "" for none.
+    """
+    for seed in work["seeds"]:
+        if work.get("leave_out"):
+            for task in stored.tasks:
+                yield f" without {task}", seed, leave_out(stored, task, seed=seed)
+        elif "roles" in work:
+            contents = [tuple(dict.fromkeys(s.content for s in part)) for part in parts]
+            yield "", seed, Split(**dict(zip(work["roles"], contents, strict=True)))
+        else:
+            yield "", seed, split_by_sequence(stored, tuple(work["split"]), seed=seed)
 
 
 def fitted(name: str, settings: dict[str, Any], fit: Trace, choose: Trace, seed: int) -> Any:
     """A predictor that has read the split's first two roles."""
-    made: Any = predict.make(settings.get("kind", name), settings.get("settings"))
+    kind = settings.get("kind", name)
+    made = unfitted(kind, settings.get("settings"), fit.top_k, reference_model())
     made.fit(fit, choose if choose.sequences else None, seed=seed)
     return made
 

@@ -64,6 +64,7 @@ std::unique_ptr<Scorer> forecast_scorer(const py::dict& tables) {
        .own = table<float>(tables, "own"),
        .bias = table<float>(tables, "bias"),
        .place = table<float>(tables, "place"),
+       .position = table<float>(tables, "position"),
        .place_bias = table<float>(tables, "place_bias"),
        .certain = table<float>(tables, "certain"),
        .gate = table<float>(tables, "gate"),

@@ -8,82 +8,13 @@
 
 #include "base/error.h"
 #include "base/ids.h"
-#include "kernels/cpu_isa.h"
 #include "predict/tables.h"
 
 namespace sluice {
 namespace {
 
 constexpr float kNone = -std::numeric_limits<float>::infinity();
-constexpr std::size_t kBlock = 64;  // columns that are looked at together
-
-/// A layer's comparison with all columns, whose number is a multiple of `kBlock`.
-struct Comparison {
-  const std::uint8_t* const* rows = nullptr;  // [num_rows]: which columns used an expert
-  std::size_t num_rows = 0;
-  std::size_t num_columns = 0;
-  std::uint16_t* overlap = nullptr;
-  const float* base = nullptr;
-  float* running = nullptr;
-  float* likely = nullptr;
-  float* best_of_block = nullptr;
-  float fade = 0;
-  float each = 0;  // what an expert in common adds to `running`
-  float by = 0;    // what `running` counts for
-};
-
-[[gnu::always_inline]] inline void share_block(const Comparison& c, std::size_t begin,
-                                               std::array<std::uint8_t, kBlock>& shared) {
-  shared.fill(0);
-  for (std::size_t k = 0; k < c.num_rows; ++k) {
-    const std::uint8_t* const row = c.rows[k] + begin;
-    for (std::size_t i = 0; i < kBlock; ++i) {
-      shared[i] = static_cast<std::uint8_t>(shared[i] + row[i]);
-    }
-  }
-  std::uint16_t* const overlap = c.overlap + begin;
-  for (std::size_t i = 0; i < kBlock; ++i) {
-    overlap[i] = static_cast<std::uint16_t>(overlap[i] + shared[i]);
-  }
-}
-
-[[gnu::always_inline]] inline void count_all(const Comparison& c) {
-  std::array<std::uint8_t, kBlock> shared;
-  for (std::size_t begin = 0; begin < c.num_columns; begin += kBlock) {
-    share_block(c, begin, shared);
-  }
-}
-
-[[gnu::always_inline]] inline void compare_all(const Comparison& c) {
-  constexpr std::size_t kLanes = 8;
-  std::array<std::uint8_t, kBlock> shared;
-  for (std::size_t begin = 0; begin < c.num_columns; begin += kBlock) {
-    share_block(c, begin, shared);
-    float* const running = c.running + begin;
-    float* const likely = c.likely + begin;
-    const float* const base = c.base + begin;
-    for (std::size_t i = 0; i < kBlock; ++i) {
-      running[i] = running[i] * c.fade + static_cast<float>(shared[i]) * c.each;
-      likely[i] = base[i] + running[i] * c.by;
-    }
-    std::array<float, kLanes> best;
-    best.fill(kNone);
-    for (std::size_t i = 0; i < kBlock; i += kLanes) {
-      for (std::size_t j = 0; j < kLanes; ++j) {
-        best[j] = likely[i + j] > best[j] ? likely[i + j] : best[j];
-      }
-    }
-    c.best_of_block[begin / kBlock] = *std::max_element(best.begin(), best.end());
-  }
-}
-
-#if defined(__x86_64__)
-[[gnu::target("avx2,fma")]] void count_avx2(const Comparison& c) { count_all(c); }
-[[gnu::target("avx2,fma")]] void compare_avx2(const Comparison& c) { compare_all(c); }
-#endif
-
-void count_plain(const Comparison& c) { count_all(c); }
-void compare_plain(const Comparison& c) { compare_all(c); }
+constexpr std::size_t kBlock = ColumnOverlap::kBlock;
 
 }  // namespace
 
@@ -109,10 +40,10 @@ AlikeTokens::AlikeTokens(MemoryTables tables, std::int32_t num_layers, std::int3
   used_.resize(num_layers_ * num_experts_ * num_columns_);
   next_uses_.resize(num_columns_ * num_layers_ * num_experts_);
   routes_.assign(ring_ * num_layers_ * top_k_, -1);
+  follows_.assign(num_fitted_, 0.0F);
   before_.assign(num_columns_, -1);
   bias_.assign(num_columns_, kNone);
   std::fill_n(bias_.begin(), num_fitted_, 0.0F);
-  likely_.resize(num_columns_);
   best_of_block_.resize(num_columns_ / kBlock);
   rows_.reserve(top_k_);
   columns_.reserve(num_columns_);
@@ -120,9 +51,7 @@ AlikeTokens::AlikeTokens(MemoryTables tables, std::int32_t num_layers, std::int3
   const std::size_t wide = num_layers_ * top_k_;
   for (std::size_t column = 0; column < num_fitted_; ++column) {
     mark(column, {t_.routes.data() + column * wide, wide}, 1);
-    if (column > 0 && t_.sequence[column] == t_.sequence[column - 1]) {
-      before_[column] = static_cast<std::int32_t>(column - 1);
-    }
+    if (column > 0 && t_.sequence[column] == t_.sequence[column - 1]) follows_[column] = 1;
   }
   follow_fitted(window);
   t_.routes = {};  // as `used_` from here on
@@ -161,56 +90,63 @@ void AlikeTokens::begin(Looking& looking, std::span<const std::uint16_t> previou
   looking.scale = 0;
   if (previous.empty()) return;
   const float share = t_.previous / static_cast<float>(num_layers_ * top_k_);
-  for (std::size_t c = 0; c < num_columns_; ++c) {
+  for (std::size_t c = 1; c < num_fitted_; ++c) {
+    looking.base[c] += static_cast<float>(previous[c - 1]) * (follows_[c] * share);
+  }
+  for (std::size_t c = num_fitted_; c < active_columns(); ++c) {
     if (before_[c] < 0) continue;
     looking.base[c] += static_cast<float>(previous[static_cast<std::size_t>(before_[c])]) * share;
   }
 }
 
-void AlikeTokens::run(Looking& looking, LayerIdx layer, std::span<const std::int32_t> experts,
-                      bool counts_alone) {
+std::size_t AlikeTokens::active_columns() const {
+  const std::size_t ring = std::min(static_cast<std::size_t>(added_), ring_);
+  const std::size_t blocks = (num_fitted_ + ring + kBlock - 1) / kBlock;
+  return std::max<std::size_t>(blocks, 1) * kBlock;
+}
+
+ColumnOverlap AlikeTokens::columns_of(Looking& looking, LayerIdx layer,
+                                      std::span<const std::int32_t> experts) {
   rows_.clear();
   for (const std::int32_t expert : experts) {
     if (expert < 0 || static_cast<std::size_t>(expert) >= num_experts_) continue;
     rows_.push_back(used(static_cast<std::size_t>(to_int(layer)), expert));
   }
-  const Comparison comparison{.rows = rows_.data(),
-                              .num_rows = rows_.size(),
-                              .num_columns = num_columns_,
-                              .overlap = looking.overlap.data(),
-                              .base = looking.base.data(),
-                              .running = looking.running.data(),
-                              .likely = likely_.data(),
-                              .best_of_block = best_of_block_.data(),
-                              .fade = t_.fade,
-                              .each = 1.0F / static_cast<float>(top_k_),
-                              .by = counts_alone ? 0 : t_.running / looking.scale};
-#if defined(__x86_64__)
-  if (cpu_isa() != CpuIsa::kScalar) return (counts_alone ? count_avx2 : compare_avx2)(comparison);
-#endif
-  (counts_alone ? count_plain : compare_plain)(comparison);
+  return {.rows = rows_.data(),
+          .num_rows = rows_.size(),
+          .num_columns = active_columns(),
+          .overlap = looking.overlap.data()};
 }
 
 void AlikeTokens::count(Looking& looking, LayerIdx layer, std::span<const std::int32_t> experts) {
-  run(looking, layer, experts, true);
+  count_overlap(columns_of(looking, layer, experts));
 }
 
 AlikeTokens::Found AlikeTokens::look(Looking& looking, LayerIdx layer,
                                      std::span<const std::int32_t> experts) {
   looking.scale = looking.scale * t_.fade + 1;
-  run(looking, layer, experts, false);
-  const float best = *std::max_element(best_of_block_.begin(), best_of_block_.end());
+  const float by = t_.running / looking.scale;
+  compare_columns(columns_of(looking, layer, experts), {.base = looking.base.data(),
+                                                        .faded = looking.running.data(),
+                                                        .best_of_block = best_of_block_.data(),
+                                                        .fade = t_.fade,
+                                                        .each = 1.0F / static_cast<float>(top_k_),
+                                                        .by = by});
+  const std::size_t blocks = active_columns() / kBlock;
+  const float best = *std::max_element(
+      best_of_block_.begin(), best_of_block_.begin() + static_cast<std::ptrdiff_t>(blocks));
   columns_.clear();
   weights_.clear();
   if (best == kNone) return {.columns = {}, .weights = {}, .sure = {0, std::log(t_.floor) / 8}};
   const float least = best + std::log(t_.floor);
   float total = 0;
-  for (std::size_t block = 0; block < best_of_block_.size(); ++block) {
+  for (std::size_t block = 0; block < blocks; ++block) {
     if (best_of_block_[block] < least) continue;
     for (std::size_t c = block * kBlock; c < (block + 1) * kBlock; ++c) {
-      if (likely_[c] < least) continue;
+      const float likely = looking.base[c] + looking.running[c] * by;
+      if (likely < least) continue;
       columns_.push_back(static_cast<std::int32_t>(c));
-      weights_.push_back(std::exp(likely_[c] - best));
+      weights_.push_back(std::exp(likely - best));
       total += weights_.back();
     }
   }

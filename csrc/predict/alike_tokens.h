@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/column_overlap.h"
 #include "predict/scorers.h"
 
 namespace sluice {
@@ -61,8 +62,10 @@ class AlikeTokens {
     return used_.data() + (layer * num_experts_ + static_cast<std::size_t>(expert)) * num_columns_;
   }
   void mark(std::size_t column, std::span<const std::int16_t> routes, std::uint8_t value);
-  void run(Looking& looking, LayerIdx layer, std::span<const std::int32_t> experts,
-           bool counts_alone);
+  [[nodiscard]] ColumnOverlap columns_of(Looking& looking, LayerIdx layer,
+                                         std::span<const std::int32_t> experts);
+  /// Those that somebody has been in, to a whole block.
+  [[nodiscard]] std::size_t active_columns() const;
   void follow_fitted(std::int32_t window);
 
   MemoryTables t_;
@@ -76,11 +79,11 @@ class AlikeTokens {
   std::vector<std::uint8_t> used_;       // [S, E, C]
   std::vector<std::uint8_t> next_uses_;  // [C, S, E]
   std::vector<std::int16_t> routes_;     // of the ring, [ring, S, K]
-  std::vector<std::int32_t> before_;     // [C]
+  std::vector<float> follows_;           // of the fitted, 1: the column before is the token before
+  std::vector<std::int32_t> before_;     // [C], of the ring's
   std::vector<float> bias_;              // [C], −∞: does not count
   // Of a call.
   std::vector<const std::uint8_t*> rows_;
-  std::vector<float> likely_;
   std::vector<float> best_of_block_;
   std::vector<std::int32_t> columns_;
   std::vector<float> weights_;

@@ -119,8 +119,8 @@ class ForecastScorer final : public Scorer {
         followed_(experts_ * static_cast<std::size_t>(t_.window + 1)),
         known_(hidden_),
         gate_(units_),
-        x_(units_),
-        logits_(kOutputs * experts_),
+        units_of_(units_ * experts_),
+        logits_(experts_),
         ids_(top_k_),
         weights_(top_k_),
         keep_(layers_ * experts_),
@@ -225,7 +225,8 @@ class ForecastScorer final : public Scorer {
     check_size("prefix", t.prefix.size(), layers * experts * wide);
     check_size("own", t.own.size(), layers * experts * wide);
     check_size("bias", t.bias.size(), layers * wide);
-    check_size("place", t.place.size(), (layers * experts * 2 + 1) * wide);
+    check_size("place", t.place.size(), layers * 2 * experts * wide);
+    check_size("position", t.position.size(), wide);
     check_size("place_bias", t.place_bias.size(), wide);
     check_size("certain", t.certain.size(), 2 * wide);
     check_size("gate", t.gate.size(), layers * wide * t.units);
@@ -370,11 +371,9 @@ class ForecastScorer final : public Scorer {
     stream.usage.advance(layer, ids_, weights_, features_);
     for (std::size_t each = 0; each < 2; ++each) {
       const std::span<float> sum(stream.next_context.data() + each * hidden_, hidden_);
-      const float* const values =
-          features_.data() + static_cast<std::size_t>(t_.context[each]) * experts_;
-      for (std::size_t e = 0; e < experts_; ++e) {
-        add_scaled(sum, t_.place.data() + (row(l, e) * 2 + each) * hidden_, values[e]);
-      }
+      const std::span<const float> values(
+          features_.data() + static_cast<std::size_t>(t_.context[each]) * experts_, experts_);
+      add_rows(sum, t_.place.data() + (l * 2 + each) * experts_ * hidden_, values);
     }
     for (const std::int32_t id : ids_) {
       if (id < 0) continue;
@@ -418,7 +417,7 @@ class ForecastScorer final : public Scorer {
     std::copy_n(t_.place_bias.begin(), hidden_, known_.begin());
     add_scaled(known_, stream.context.data(), 1);
     add_scaled(known_, stream.context.data() + hidden_, 1);
-    add_scaled(known_, t_.place.data() + layers_ * experts_ * 2 * hidden_, position);
+    add_scaled(known_, t_.position.data(), position);
     add_scaled(known_, stream.prefix.data(), 1);
     add_scaled(known_, t_.bias.data() + l * hidden_, 1);
     add_scaled(known_, t_.certain.data(), sure[0]);
@@ -430,34 +429,26 @@ class ForecastScorer final : public Scorer {
     silu(known_);
   }
 
-  /// The head's answers, expert by expert.
+  /// The head's answers: what the layer's experts have in common, and what is each one's own.
   void answer(Stream& stream, std::size_t l) {
+    std::copy_n(t_.expert_in_bias.begin(), units_, gate_.begin());
+    add_rows(gate_, t_.gate.data() + l * hidden_ * units_, known_);
+    const std::size_t num_features = features_.size() / experts_;
+    for (std::size_t u = 0; u < units_; ++u) {
+      const std::span<float> unit(units_of_.data() + u * experts_, experts_);
+      std::fill(unit.begin(), unit.end(), gate_[u]);
+      add_rows(unit, features_.data(), {t_.expert_in.data() + u * num_features, num_features});
+    }
+    silu(units_of_);
     for (std::size_t g = 0; g < kOutputs; ++g) {
       const std::size_t at = l * kOutputs + g;
-      const std::span<float> logits(logits_.data() + g * experts_, experts_);
-      std::copy_n(t_.out_bias.begin() + static_cast<std::ptrdiff_t>(at * experts_), experts_,
-                  logits.begin());
-      for (std::size_t w = 0; w < hidden_; ++w) {
-        add_scaled(logits, t_.out.data() + (at * hidden_ + w) * experts_, known_[w]);
+      for (std::size_t e = 0; e < experts_; ++e) {
+        logits_[e] = t_.out_bias[at * experts_ + e] + t_.expert_out_bias[g];
       }
-    }
-    std::copy_n(t_.expert_in_bias.begin(), units_, gate_.begin());
-    for (std::size_t w = 0; w < hidden_; ++w) {
-      add_scaled(gate_, t_.gate.data() + (l * hidden_ + w) * units_, known_[w]);
-    }
-    const std::size_t num_features = features_.size() / experts_;
-    for (std::size_t e = 0; e < experts_; ++e) {
-      std::copy(gate_.begin(), gate_.end(), x_.begin());
-      for (std::size_t f = 0; f < num_features; ++f) {
-        add_scaled(x_, t_.expert_in.data() + f * units_, features_[f * experts_ + e]);
-      }
-      silu(x_);
-      const auto logit = [&](std::size_t g) {
-        return logits_[g * experts_ + e] + t_.expert_out_bias[g] +
-               dot(x_, t_.expert_out.data() + g * units_);
-      };
-      stream.next_token[row(l, e)] = sigmoid(logit(0));
-      stream.keep[row(l, e)] = sigmoid(logit(1));
+      add_rows(logits_, t_.out.data() + at * hidden_ * experts_, known_);
+      add_rows(logits_, units_of_.data(), {t_.expert_out.data() + g * units_, units_});
+      std::vector<float>& scores = g == 0 ? stream.next_token : stream.keep;
+      for (std::size_t e = 0; e < experts_; ++e) scores[row(l, e)] = sigmoid(logits_[e]);
     }
   }
 
@@ -502,7 +493,7 @@ class ForecastScorer final : public Scorer {
   std::vector<float> followed_;  // [E, window + 1], weight of similar tokens by next use
   std::vector<float> known_;
   std::vector<float> gate_;
-  std::vector<float> x_;
+  std::vector<float> units_of_;  // [U, E]
   std::vector<float> logits_;
   std::vector<std::int32_t> ids_;
   std::vector<float> weights_;

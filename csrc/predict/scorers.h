@@ -78,10 +78,9 @@ struct MemoryTables {
 ///
 /// Shapes: discounts `[R]`; window: tokens that futures are followed for. The head, as
 /// `ForecastHead` names its parts, W wide with U units per expert: prefix, own `[S, E, W]`; bias
-/// `[S, W]`; place `[S · E · 2 + 1, W]` of features context[0] and context[1], expert by expert,
-/// then the position; place_bias `[W]`; certain `[2, W]`; gate `[S, W, U]`; expert_in `[F + R, U]`;
-/// expert_in_bias `[U]`; out `[S, 2, W, E]`; out_bias `[S, 2, E]`; expert_out `[2, U]`;
-/// expert_out_bias `[2]`.
+/// `[S, W]`; place `[S, 2, E, W]` of features context[0] and context[1]; position, place_bias
+/// `[W]`; certain `[2, W]`; gate `[S, W, U]`; expert_in `[U, F + R]`; expert_in_bias `[U]`; out
+/// `[S, 2, W, E]`; out_bias `[S, 2, E]`; expert_out `[2, U]`; expert_out_bias `[2]`.
 struct ForecastTables {
   std::int32_t num_layers = 0;
   std::int32_t num_experts = 0;
@@ -98,6 +97,7 @@ struct ForecastTables {
   std::vector<float> own;
   std::vector<float> bias;
   std::vector<float> place;
+  std::vector<float> position;
   std::vector<float> place_bias;
   std::vector<float> certain;
   std::vector<float> gate;

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -24,21 +23,9 @@ template <class... Dims>
 }
 
 /// out += scale · row.
-inline void add_scaled(std::span<float> out, const float* row, float scale) {
-  for (std::size_t i = 0; i < out.size(); ++i) out[i] += scale * row[i];
-}
-
-/// Several sums, so that they are kept in vectors.
-inline float dot(std::span<const float> a, const float* b) {
-  std::array<float, 8> sums{};
-  std::size_t i = 0;
-  for (; i + sums.size() <= a.size(); i += sums.size()) {
-    for (std::size_t j = 0; j < sums.size(); ++j) sums[j] += a[i + j] * b[i + j];
-  }
-  float sum = 0;
-  for (; i < a.size(); ++i) sum += a[i] * b[i];
-  for (const float each : sums) sum += each;
-  return sum;
-}
+void add_scaled(std::span<float> out, const float* row, float scale);
+/// out += Σ_i scales[i] · rows[i], rows `[scales, out]`.
+void add_rows(std::span<float> out, const float* rows, std::span<const float> scales);
+[[nodiscard]] float dot(std::span<const float> a, const float* b);
 
 }  // namespace sluice

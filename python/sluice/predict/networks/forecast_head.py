@@ -91,15 +91,17 @@ class ForecastHead(nn.Module):
         layers, hidden = self.bias.shape
         chosen = list(outputs)
         out = self.out.view(layers, hidden, self.experts, self.heads)[..., chosen]
+        place = self.place.weight[:, :-1].view(hidden, layers, self.experts, len(CONTEXT))
         parts = {
             "prefix": self.prefix,
             "own": self.own,
             "bias": self.bias,
-            "place": self.place.weight.T,
+            "place": place.permute(1, 3, 2, 0),
+            "position": self.place.weight[:, -1],
             "place_bias": self.place.bias,
             "certain": self.certain.weight.T,
             "gate": self.gate,
-            "expert_in": self.expert_in.weight.T,
+            "expert_in": self.expert_in.weight,
             "expert_in_bias": self.expert_in.bias,
             "out": out.permute(0, 3, 1, 2),
             "out_bias": self.out_bias.view(layers, self.experts, -1)[..., chosen].transpose(1, 2),

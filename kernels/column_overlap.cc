@@ -38,12 +38,9 @@ void compare_columns_scalar(const ColumnOverlap& c, const ColumnSimilarity& s) {
     count_block(c, begin, shared);
     float best = -std::numeric_limits<float>::infinity();
     for (std::size_t i = 0; i < kBlock; ++i) {
-      // Each product is stored before it is added to, so that no compiler fuses the two.
-      const volatile float older = s.faded[begin + i] * s.fade;
-      const volatile float newer = static_cast<float>(shared[i]) * s.each;
-      s.faded[begin + i] = older + newer;
-      const volatile float worth = s.faded[begin + i] * s.by;
-      best = std::max(best, s.base[begin + i] + worth);
+      float& faded = s.faded[begin + i];
+      faded = faded * s.fade + static_cast<float>(shared[i]) * s.each;
+      best = std::max(best, s.base[begin + i] + faded * s.by);
     }
     s.best_of_block[begin / kBlock] = best;
   }

@@ -203,7 +203,7 @@ def judge(
             for count in slots
         ]
     for name, predictor in predictors.items():
-        kept = keep_scores(predictor, stream.trace, slots)
+        kept = predictor.keep_scores_of(stream.trace, slots)
         if kept is not None:
             results[name] = [
                 replay(
@@ -237,14 +237,6 @@ def judge(
             },
         }
     return figures
-
-
-def keep_scores(predictor: Any, trace: Trace, slots: list[int]) -> list[np.ndarray] | None:
-    """By slots, where a predictor ranks otherwise for few than for many; None: it ranks nobody."""
-    if hasattr(predictor, "keep_scores_of"):
-        return predictor.keep_scores_of(trace, slots)
-    kept = predictor.keep_scores(trace)
-    return None if kept is None else [kept] * len(slots)
 
 
 def closed(lru: np.ndarray, policy: np.ndarray, belady: np.ndarray) -> np.ndarray:

@@ -71,6 +71,7 @@ struct PolicyShape {
   std::int32_t num_layers = 0;
   std::int32_t max_experts = 0;  ///< of any layer
   std::int32_t num_slots = 1;
+  std::int32_t layers_served = 0;  ///< layers that share these slots; 0: all
 };
 
 /// The policies of this build:

@@ -16,6 +16,11 @@ constexpr double kWindowEvents = 512;       // after which a shadow's miss count
 constexpr std::int64_t kFirstEvents = 256;  // ruled by frequency, whatever the shadows say
 constexpr double kTolerated = 0.02;         // more misses than frequency's, as a share of them
 
+std::size_t slots_of_a_layer(PolicyShape shape) {
+  const std::int32_t layers = shape.layers_served > 0 ? shape.layers_served : shape.num_layers;
+  return static_cast<std::size_t>(std::max(1, shape.num_slots / layers));
+}
+
 // Keep-scores, and a judge of them. Two shadow caches, lists of ids without bytes, see the same
 // events: one keeps who scores best, the other who is used most. While the first misses no more
 // than the second, keep-scores choose the victims here; once it misses 2 % more, frequency does;
@@ -29,7 +34,7 @@ class ForecastPolicy final : public Policy {
         scores_(shape, 0.0F),
         made_at_(static_cast<std::size_t>(shape.num_layers), kNever),
         width_(static_cast<std::size_t>(shape.max_experts)),
-        shadow_slots_(static_cast<std::size_t>(std::max(1, shape.num_slots / shape.num_layers))) {
+        shadow_slots_(slots_of_a_layer(shape)) {
     for (auto* const shadows : {&by_score_, &by_frequency_}) {
       shadows->resize(static_cast<std::size_t>(shape.num_layers));
       for (std::vector<ExpertIdx>& each : *shadows) each.reserve(shadow_slots_ + width_);

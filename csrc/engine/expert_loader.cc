@@ -29,7 +29,10 @@ ExpertLoader::ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& dev
       class_of_layer_(plan.class_of_layer) {
   PolicyShape shape = shape_of(*store_);
   for (const SizeClass& size_class : plan.classes) {
+    const auto number = static_cast<std::int32_t>(pools_.size());
     shape.num_slots = size_class.num_slots;
+    shape.layers_served = static_cast<std::int32_t>(
+        std::count(class_of_layer_.begin(), class_of_layer_.end(), number));
     experts_of_class_.push_back(size_class.num_experts);
     pools_.push_back(size_class.num_slots == 0
                          ? nullptr
@@ -102,6 +105,7 @@ EngineStats ExpertLoader::stats() const {
   const MutexLock lock(mu_);
   EngineStats stats = stats_;
   if (waves_at_decode_ > 0) stats.degradations["waves_at_decode"] = waves_at_decode_;
+  if (scorers_lost_ > 0) stats.degradations["scorers_lost"] = scorers_lost_;
   return stats;
 }
 

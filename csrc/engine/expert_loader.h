@@ -115,6 +115,7 @@ class ExpertLoader {
     std::int64_t stall_ns = 0;
     std::int64_t compute_ns = 0;
     std::int64_t generic_gate_calls = 0;
+    std::int64_t scorers_lost = 0;  ///< since the session began
     bool streamed = false;
   };
   /// Hands the link back to guesses and adds the call to the statistics.
@@ -147,6 +148,8 @@ class ExpertLoader {
   [[nodiscard]] SlotPool& pool_of(LayerIdx layer) const;
   /// Whether a layer's experts live in slots; not where all of them are used in adopted memory.
   [[nodiscard]] bool class_has_slots(LayerIdx layer) const;
+  /// Whether there is such an expert, and its layer has slots.
+  [[nodiscard]] bool lives_in_slots(ExpertKey key) const;
   [[nodiscard]] std::int32_t& slot_of_locked(ExpertKey key) REQUIRES(mu_);
   [[nodiscard]] Grant grant_locked(SlotPool& pool, SlotLease lease) REQUIRES(mu_);
   /// Of an expert that was here before: most of the time nothing is left to wait for.
@@ -203,6 +206,7 @@ class ExpertLoader {
   LayerIdx layer_ GUARDED_BY(mu_){-1};
   std::int32_t call_waves_ GUARDED_BY(mu_) = 0;
   std::int64_t waves_at_decode_ GUARDED_BY(mu_) = 0;
+  std::int64_t scorers_lost_ GUARDED_BY(mu_) = 0;
   Nanos first_demand_ GUARDED_BY(mu_) = 0;  // of the running call; 0: none
   Nanos last_landing_ GUARDED_BY(mu_) = 0;
   EngineStats stats_ GUARDED_BY(mu_);

@@ -180,6 +180,7 @@ void ExpertLoader::finish_call_locked(const CallReport& report) {
   stats_.stall_ns += report.stall_ns;
   stats_.compute_ns += report.compute_ns;
   stats_.generic_gate_calls += report.generic_gate_calls;
+  scorers_lost_ = report.scorers_lost;
   if (first_demand_ != 0 && last_landing_ > first_demand_) {
     stats_.demand_ns += last_landing_ - first_demand_;
   }

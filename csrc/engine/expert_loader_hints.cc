@@ -27,13 +27,8 @@ void ExpertLoader::hint(std::span<const Hint> hints) {
     const MutexLock lock(mu_);
     for (const Hint& hint : hints) {
       ++stats_.hints;
-      const std::int32_t layer = to_int(hint.key.layer);
-      const std::int32_t expert = to_int(hint.key.expert);
-      const bool known = layer >= 0 && layer < store_->num_layers() && expert >= 0 &&
-                         expert < store_->layer(hint.key.layer).num_experts &&
-                         class_has_slots(hint.key.layer);
       // A probability that is no number, or none at all, is no guess.
-      if (paused_ || !known || !(hint.probability > 0)) {
+      if (paused_ || !lives_in_slots(hint.key) || !(hint.probability > 0)) {
         ++stats_.hints_dropped;
       } else {
         stats_.hints_dropped += hints_.push(hint);
@@ -47,8 +42,9 @@ void ExpertLoader::hint(std::span<const Hint> hints) {
 void ExpertLoader::hint_absent(std::vector<Hint>& hints) {
   {
     const MutexLock lock(mu_);
-    std::erase_if(hints,
-                  [&](const Hint& each) REQUIRES(mu_) { return slot_of_locked(each.key) >= 0; });
+    std::erase_if(hints, [&](const Hint& each) REQUIRES(mu_) {
+      return !lives_in_slots(each.key) || slot_of_locked(each.key) >= 0;
+    });
   }
   hint(hints);
 }
@@ -75,6 +71,13 @@ void ExpertLoader::publish(LayerIdx first_layer, std::span<const float> scores,
   for (const auto& pool : pools_) {
     if (pool) pool->cache.publish(rows);
   }
+}
+
+bool ExpertLoader::lives_in_slots(ExpertKey key) const {
+  const std::int32_t layer = to_int(key.layer);
+  const std::int32_t expert = to_int(key.expert);
+  return layer >= 0 && layer < store_->num_layers() && expert >= 0 &&
+         expert < store_->layer(key.layer).num_experts && class_has_slots(key.layer);
 }
 
 bool ExpertLoader::class_has_slots(LayerIdx layer) const {

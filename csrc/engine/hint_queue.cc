@@ -13,7 +13,7 @@ int HintQueue::push(const Hint& hint) {
   const auto same = std::find_if(hints_.begin(), hints_.end(),
                                  [&](const Hint& waiting) { return waiting.key == hint.key; });
   if (same != hints_.end()) {
-    *same = hint;
+    if (!is_better(*same, hint)) *same = hint;
     return 1;
   }
   if (hints_.size() < kCapacity) {

@@ -17,7 +17,7 @@ class HintQueue {
 
   HintQueue() { hints_.reserve(kCapacity); }
 
-  /// Adds a guess, or improves the one that waits for the same expert. Returns how many guesses
+  /// Adds a guess; of two for the same expert the better one stays. Returns how many guesses
   /// were dropped for it: 0, or 1 (the duplicate, or the least valuable when the queue is full).
   [[nodiscard]] int push(const Hint& hint);
   /// Takes the most probable guess out; of equals the earlier deadline, then the older one.

@@ -28,6 +28,8 @@ HostTier::HostTier(const MemoryPlan& plan, const ExpertStore& store, std::string
   }
   std::uint64_t may_pin_bytes = options_.pinned_cap_bytes;
   for (const SizeClass& size_class : plan.classes) {
+    shape.layers_served = static_cast<std::int32_t>(std::count(
+        class_of_layer_.begin(), class_of_layer_.end(), static_cast<std::int32_t>(pools_.size())));
     auto& pool = pools_.emplace_back();
     if (size_class.num_slots == 0) continue;
     pool = std::make_unique<Pool>();

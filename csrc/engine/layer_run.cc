@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -89,9 +90,11 @@ void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
   grouping_ = &parts_.compute.begin(args, *layer_, spec);
   try {
     open(args);
-    rank();
+    const bool few = args.num_tokens <= Scorer::kMostRows;
+    if (few) rank();
     place_all();
-    if (!scorers_.empty() && !report_.streamed) foresee();
+    if (!few) rank();
+    if (!report_.streamed) foresee();
     while (num_computed_ < needs_.size()) {
       collect();
       if (!compute_ready()) stall();
@@ -108,10 +111,12 @@ void LayerRun::run(const ForwardArgs& args, const LayerSpec& spec) {
     } catch (const DeviceError&) {  // the call ends by its own error
     }
     report_.generic_gate_calls = parts_.compute.generic_gate_calls();
+    report_.scorers_lost = scorers_lost_;
     parts_.loader.abandon_call(report_);
     throw;
   }
   report_.generic_gate_calls = parts_.compute.generic_gate_calls();
+  report_.scorers_lost = scorers_lost_;
   parts_.loader.end_call(report_);
   if (parts_.warms && has_ring_) warm();
 }
@@ -145,28 +150,45 @@ void LayerRun::remove_scorer(std::int64_t number) {
 }
 
 void LayerRun::begin_step(const StepRows& rows) {
-  for (const auto& [number, scorer] : scorers_) scorer->begin_step(rows);
+  ask_scorers([&](Scorer& scorer) { scorer.begin_step(rows); });
+}
+
+// Asks every scorer; one that runs out of memory is asked no more, and the call goes on.
+template <class Ask>
+void LayerRun::ask_scorers(Ask ask) {
+  std::erase_if(scorers_, [&](const auto& each) {
+    try {
+      ask(*each.second);
+      return false;
+    } catch (const std::bad_alloc&) {
+      ++scorers_lost_;
+      return true;
+    }
+  });
 }
 
 // Before demands take their slots, so that victims are chosen by what this layer's routes say.
 void LayerRun::rank() {
-  for (const auto& [number, scorer] : scorers_) {
-    const LayerScores ranked = scorer->rank(*args_);
+  ask_scorers([&](Scorer& scorer) {
+    const LayerScores ranked = scorer.rank(*args_);
     if (!ranked.scores.empty()) parts_.loader.publish(ranked.first_layer, ranked.scores, 0);
-  }
+  });
 }
 
 // Guesses what comes while this call's loads are on their way.
 void LayerRun::foresee() {
+  if (scorers_.empty()) return;
   const Nanos now = asked_at_;  // when the call began
   if (began_at_ != 0) {
-    const Nanos between = now - began_at_;
-    between_calls_ =
-        between_calls_ == 0 ? between : between_calls_ + (between - between_calls_) / 8;
+    Nanos between = now - began_at_;
+    if (between_calls_ != 0) {  // a pause between two texts says nothing of calls
+      between = between_calls_ + (std::min(between, 4 * between_calls_) - between_calls_) / 8;
+    }
+    between_calls_ = between;
   }
   began_at_ = now;
   guesses_.clear();
-  for (const auto& [number, scorer] : scorers_) scorer->guess(*args_, *grouping_, guesses_);
+  ask_scorers([&](Scorer& scorer) { scorer.guess(*args_, *grouping_, guesses_); });
   hints_.clear();
   for (const LayerGuess& guess : guesses_) {
     hints_.push_back(

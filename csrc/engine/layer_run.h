@@ -76,6 +76,8 @@ class LayerRun {
   void mark_computed(std::span<const std::int32_t> computed);
   void stall();
   void warm();
+  template <class Ask>
+  void ask_scorers(Ask ask);
   void rank();
   void foresee();
   [[nodiscard]] Need& need(std::int32_t idx) { return needs_[static_cast<std::size_t>(idx)]; }
@@ -107,6 +109,7 @@ class LayerRun {
   std::vector<Hint> hints_;
   std::vector<std::pair<std::int64_t, std::unique_ptr<Scorer>>> scorers_;  // by number
   std::int64_t last_scorer_ = 0;
+  std::int64_t scorers_lost_ = 0;  // for want of memory
   std::vector<LayerGuess> guesses_;
   Nanos began_at_ = 0;                   // the last call that was not a prompt's
   Nanos between_calls_ = 0;              // the usual time from one to the next

@@ -49,7 +49,10 @@ class Scorer {
   [[nodiscard]] virtual Shape shape() const = 0;
   /// Layers follow that are of these rows, unless somebody else's come in between.
   virtual void begin_step(const StepRows& /*rows*/) {}
-  /// Who should stay, asked before the call's demands take their slots. Valid until the next call.
+  /// Rows of a call above which nothing is asked in time: a batch of more needs nearly everybody.
+  static constexpr std::int64_t kMostRows = 8;
+  /// Who should stay: asked before the call's demands take their slots, of more rows once they are
+  /// on their way. Valid until the next call.
   [[nodiscard]] virtual LayerScores rank(const ForwardArgs& /*args*/) { return {}; }
   /// Appends guesses; asked once the call's demands are on their way.
   virtual void guess(const ForwardArgs& args, const Grouping& grouping,

@@ -25,8 +25,8 @@ AlikeTokens::AlikeTokens(MemoryTables tables, std::int32_t num_layers, std::int3
       num_experts_(static_cast<std::size_t>(num_experts)),
       top_k_(static_cast<std::size_t>(top_k)),
       num_fitted_(t_.sequence.size()) {
-  require<ConfigError>(top_k > 0 && top_k < 256 && num_layers * top_k < 65536 && window > 0 &&
-                           window < 256 && t_.recent >= 0 && t_.floor > 0,
+  require<ConfigError>(top_k > 0 && top_k < 256 && std::int64_t{num_layers} * top_k < 65536 &&
+                           window > 0 && window < 256 && t_.recent >= 0 && t_.floor > 0,
                        [&] {
                          return "scorer: got " + std::to_string(num_layers) + " layers of top " +
                                 std::to_string(top_k) + ", a window of " + std::to_string(window) +

@@ -20,8 +20,9 @@ namespace {
 // A token ahead there are many guesses and the link is the limit: at 0.2 they read a fifth more
 // than none do, at 0.5 nothing more.
 constexpr float kLeastNextToken = 0.5F;
-constexpr std::size_t kMostStreams = 16;  // requests that are remembered
-constexpr std::size_t kOutputs = 2;       // the next token's probability, the keep-score
+constexpr std::int64_t kMostTokens = 1 << 24;  // of a request in one forward
+constexpr std::size_t kMostStreams = 16;       // requests that are remembered
+constexpr std::size_t kOutputs = 2;            // the next token's probability, the keep-score
 
 float sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
 
@@ -132,7 +133,7 @@ class ForecastScorer final : public Scorer {
             std::pow(t_.discounts[g], static_cast<float>(n - 1));
       }
     }
-    running_.reserve(static_cast<std::size_t>(kMostScoredRows));
+    running_.reserve(static_cast<std::size_t>(kMostRows));
   }
 
   [[nodiscard]] Shape shape() const override {
@@ -153,8 +154,18 @@ class ForecastScorer final : public Scorer {
     running_.clear();
     next_layer_ = 0;
     tokens_ = rows.tokens;
-    if (rows.tokens < 1 || std::cmp_greater(rows.requests.size(), kMostScoredRows)) return;
-    for (const std::int64_t request : rows.requests) running_.push_back(&stream_of(request));
+    if (rows.tokens < 1 || rows.tokens > kMostTokens ||
+        std::cmp_greater(rows.requests.size(), kMostRows)) {
+      return;
+    }
+    for (const std::int64_t request : rows.requests) {
+      Stream& stream = stream_of(request);
+      if (std::find(running_.begin(), running_.end(), &stream) != running_.end()) {
+        running_.clear();  // twice the same: no rows of any text
+        return;
+      }
+      running_.push_back(&stream);
+    }
     const auto shown = std::min(static_cast<std::size_t>(tokens_), prompt_tokens_);
     if (tokens_ > 1) {
       late_ids_.assign(running_.size() * shown * layers_ * top_k_, -1);

@@ -16,9 +16,10 @@ namespace {
 class GateScorer final : public Scorer {
  public:
   explicit GateScorer(GateTables tables)
-      : t_(std::move(tables)),
+      : t_((check(tables), std::move(tables))),
         width_(static_cast<std::size_t>(t_.width)),
         num_experts_(static_cast<std::size_t>(t_.num_experts)),
+        num_ids_(t_.ids.size()),
         normal_(width_),
         state_(width_),
         here_(width_),
@@ -26,35 +27,14 @@ class GateScorer final : public Scorer {
         choices_(num_experts_),
         ordered_(num_experts_),
         not_used_(num_experts_) {
-    require<ConfigError>(t_.num_layers > 0 && t_.width > 0 && t_.max_layers > 0 && t_.top_k > 0 &&
-                             t_.top_k <= t_.num_experts,
-                         [&] {
-                           return "scorer: got gates of " + std::to_string(t_.num_layers) +
-                                  " layers, width " + std::to_string(t_.width) + ", " +
-                                  std::to_string(t_.max_layers) + " layers ahead, top " +
-                                  std::to_string(t_.top_k) + " of " +
-                                  std::to_string(t_.num_experts) + ", expected some of each";
-                         });
-    const std::int64_t layers = t_.num_layers;
-    check_size("gate", t_.gate.size(), layers * t_.num_experts * t_.width);
-    check_size("bias", t_.bias.size(), layers * t_.num_experts);
-    check_size("correction", t_.correction.size(), layers * t_.num_experts);
-    check_size("scale", t_.scale.size(), layers * t_.width);
-    check_size("shift", t_.shift.size(), layers * t_.width);
-    check_size("sigmoid", t_.sigmoid.size(), layers);
-    check_size("centred", t_.centred.size(), layers);
-    num_ids_ = t_.ids.size();
-    check_size("means", t_.means.size(),
-               static_cast<std::int64_t>(table_size(num_ids_ + 1, layers, t_.width)));
-    check_size("curves", t_.curves.size(), layers * t_.max_layers * 4);
-    means_of_rows_.reserve(static_cast<std::size_t>(kMostScoredRows));
+    means_of_rows_.reserve(static_cast<std::size_t>(kMostRows));
   }
 
   [[nodiscard]] Shape shape() const override { return {t_.num_layers, t_.num_experts, t_.width}; }
 
   void begin_step(const StepRows& rows) override {
     means_of_rows_.clear();
-    if (rows.token_ids.size() > static_cast<std::size_t>(kMostScoredRows)) return;
+    if (rows.token_ids.size() > static_cast<std::size_t>(kMostRows)) return;
     for (const std::int64_t id : rows.token_ids) {
       const auto place = std::lower_bound(t_.ids.begin(), t_.ids.end(), id);
       const bool known = place != t_.ids.end() && *place == id;
@@ -66,7 +46,7 @@ class GateScorer final : public Scorer {
              std::vector<LayerGuess>& guesses) override {
     const std::int32_t layer = to_int(args.layer);
     const std::int32_t last = std::min(t_.max_layers, t_.num_layers - 1 - layer);
-    if (args.num_tokens > kMostScoredRows) return;
+    if (args.num_tokens > kMostRows) return;
     const auto rows = static_cast<std::size_t>(args.num_tokens);
     if (means_of_rows_.size() != rows) means_of_rows_.assign(rows, num_ids_);
     for (std::int32_t ahead = 1; ahead <= last; ++ahead) {
@@ -79,6 +59,29 @@ class GateScorer final : public Scorer {
   }
 
  private:
+  static void check(const GateTables& t) {
+    require<ConfigError>(t.num_layers > 0 && t.width > 0 && t.max_layers > 0 && t.top_k > 0 &&
+                             t.top_k <= t.num_experts,
+                         [&] {
+                           return "scorer: got gates of " + std::to_string(t.num_layers) +
+                                  " layers, width " + std::to_string(t.width) + ", " +
+                                  std::to_string(t.max_layers) + " layers ahead, top " +
+                                  std::to_string(t.top_k) + " of " + std::to_string(t.num_experts) +
+                                  ", expected some of each";
+                         });
+    const std::int64_t layers = t.num_layers;
+    check_size("gate", t.gate.size(), layers * t.num_experts * t.width);
+    check_size("bias", t.bias.size(), layers * t.num_experts);
+    check_size("correction", t.correction.size(), layers * t.num_experts);
+    check_size("scale", t.scale.size(), layers * t.width);
+    check_size("shift", t.shift.size(), layers * t.width);
+    check_size("sigmoid", t.sigmoid.size(), layers);
+    check_size("centred", t.centred.size(), layers);
+    check_size("means", t.means.size(),
+               static_cast<std::int64_t>(table_size(t.ids.size() + 1, layers, t.width)));
+    check_size("curves", t.curves.size(), layers * t.max_layers * 4);
+  }
+
   static constexpr float kTiny = 1e-6F;
 
   [[nodiscard]] const float* row(const std::vector<float>& table, std::int32_t layer) const {
@@ -153,7 +156,7 @@ class GateScorer final : public Scorer {
   GateTables t_;
   std::size_t width_;
   std::size_t num_experts_;
-  std::size_t num_ids_ = 0;
+  std::size_t num_ids_;
   std::vector<std::size_t> means_of_rows_;  // of the running step
   std::vector<float> normal_;
   std::vector<float> state_;

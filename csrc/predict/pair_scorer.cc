@@ -20,7 +20,7 @@ class PairScorer final : public Scorer {
         not_used_(num_experts_) {
     check_size("pairs", pairs_.size(),
                static_cast<std::int64_t>(table_size(num_layers, num_experts, num_experts)));
-    sums_.reserve(num_experts_ * kMostScoredRows);
+    sums_.reserve(num_experts_ * kMostRows);
   }
 
   [[nodiscard]] Shape shape() const override {
@@ -29,7 +29,7 @@ class PairScorer final : public Scorer {
 
   void guess(const ForwardArgs& args, const Grouping& grouping,
              std::vector<LayerGuess>& guesses) override {
-    if (args.num_tokens > kMostScoredRows || args.top_k == 0) return;
+    if (args.num_tokens > kMostRows || args.top_k == 0) return;
     const std::int32_t next = (to_int(args.layer) + 1) % num_layers_;
     const auto num_tokens = static_cast<std::size_t>(args.num_tokens);
     sums_.assign(num_tokens * num_experts_, 0.0F);
@@ -61,7 +61,7 @@ class PairScorer final : public Scorer {
   std::int32_t num_layers_;
   std::size_t num_experts_;
   std::vector<float> sums_;  // [T, E]
-  std::array<std::int32_t, kMostScoredRows> counts_{};
+  std::array<std::int32_t, kMostRows> counts_{};
   std::vector<float> not_used_;
 };
 

@@ -8,8 +8,6 @@
 
 namespace sluice {
 
-/// Rows of a call above which nothing is scored: such a batch needs nearly every expert.
-inline constexpr std::int64_t kMostScoredRows = 8;
 /// Guesses of the next layers below it are not told.
 inline constexpr float kLeastProbability = 0.2F;
 

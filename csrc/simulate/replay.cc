@@ -115,7 +115,9 @@ void Routes::check() const {
   std::vector<std::int64_t> seen_in(static_cast<std::size_t>(max_experts), -1);
   for (std::size_t i = 0; i < num; ++i) {
     const auto at = [&] { return "routes: event " + std::to_string(i) + ": "; };
-    require<ConfigError>(begins[i] <= begins[i + 1], [&] { return at() + "begins fall"; });
+    require<ConfigError>(
+        begins[i] <= begins[i + 1] && std::cmp_less_equal(begins[i + 1], experts.size()),
+        [&] { return at() + "begins fall"; });
     require<ConfigError>(layers[i] >= 0 && layers[i] < num_layers, [&] {
       return at() + "got layer " + std::to_string(layers[i]) + ", expected one below " +
              std::to_string(num_layers);
@@ -151,7 +153,8 @@ ReplayResult replay(const Routes& routes, const ReplaySettings& settings,
     pools.push_back(std::make_unique<Pool>(num_slots, room,
                                            make_policy({.num_layers = routes.num_layers,
                                                         .max_experts = routes.max_experts,
-                                                        .num_slots = num_slots})));
+                                                        .num_slots = num_slots,
+                                                        .layers_served = pooled ? 0 : 1})));
   }
   const auto pool_of = [&](std::int32_t layer) -> Pool& {
     return *pools[pooled ? 0 : static_cast<std::size_t>(layer)];
@@ -174,14 +177,14 @@ ReplayResult replay(const Routes& routes, const ReplaySettings& settings,
     const auto count = static_cast<std::size_t>(routes.begins[i + 1]) - begin;
     experts.clear();
     for (std::size_t j = 0; j < count; ++j) experts.push_back(ExpertIdx{routes.experts[begin + j]});
-    if (!scores.empty()) {
+    CacheEvent event{.step = routes.steps[i], .layer = LayerIdx{layer}, .experts = experts};
+    if (!routes.weights.empty()) event.weights = routes.weights.subspan(begin, count);
+    pool.cache().touch(event);
+    if (!scores.empty()) {  // behind the event: who judges scores must not see the next ones
       pool.cache().publish({.step = routes.steps[i],
                             .first_layer = LayerIdx{layer},
                             .scores = scores.subspan(i * width, width)});
     }
-    CacheEvent event{.step = routes.steps[i], .layer = LayerIdx{layer}, .experts = experts};
-    if (!routes.weights.empty()) event.weights = routes.weights.subspan(begin, count);
-    pool.cache().touch(event);
     ReplayCounts counts;
     for (const ExpertIdx expert : experts) {
       const ExpertKey key{LayerIdx{layer}, expert};

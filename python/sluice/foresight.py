@@ -91,7 +91,7 @@ class Foresight:
         self._pid = os.getpid()
         tell_capacity(session, predictor)
         self._hidden = bool(getattr(predictor, "needs_hidden", False))
-        self._prompt_tokens: int | None = getattr(predictor, "prompt_tokens", None)
+        self._prompt_tokens = _prompt_tokens_of(predictor)
         self._running: _Step | None = None
         self._at: tuple[int, int] = (-1, 0)  # step, layers of it that have run
         self._step_began = 0.0
@@ -101,8 +101,10 @@ class Foresight:
         self._inbox: list[_Step] = []
         self._upcoming: _Step | None = None
         self._closed = False
+        self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sluice-foresight", daemon=True)
         self._thread.start()
+        self._ready.wait()
         session.tap.add(self)
         session.add_close_hook(self.close)
 
@@ -185,7 +187,10 @@ class Foresight:
     def _run(self) -> None:
         import torch
 
-        torch.set_num_threads(1)  # of this thread alone; the model has the others
+        try:
+            _use_one_thread()  # the model has the others
+        finally:
+            self._ready.set()
         while True:
             with self._wake:
                 while not self._closed and self._upcoming is None:
@@ -200,11 +205,7 @@ class Foresight:
                     self._follow(ended, upcoming)
             except Exception as error:
                 self._closed = True
-                self._session.note("predictor_failed")
-                log.LOGGER.warning(
-                    "predictor %s: %s: %s; the model goes on without it",
-                    self.predictor.name, type(error).__name__, error, exc_info=True,
-                )  # fmt: skip
+                _tell_failed(self._session, self.predictor.name, error)
                 return
 
     def _follow(self, ended: list[_Step], upcoming: _Step) -> None:
@@ -309,19 +310,31 @@ class Lookahead:
     Thread safety: an `Observer`, called on the caller's thread; `close` from anywhere.
     """
 
+    sees_layers = False
+
     def __init__(self, session: Session, name: str, kind: str, tables: Mapping[str, Any]) -> None:
         self.name = name
         self._session = session
+        self._closed = False
+        needs_rows = kind == "forecast" or len(tables.get("ids", ())) > 0
+        if needs_rows and session.tap is None:
+            raise ConfigError("predictor: got a session without a model, expected one of a model")
         self._number = session.add_scorer(kind, tables)
-        if session.tap is not None and (kind == "forecast" or len(tables.get("ids", ()))):
+        if needs_rows and session.tap is not None:
             session.tap.add(self)
 
     def begin_step(self, step: Step) -> None:
-        """A forward begins: the core is told of its rows."""
-        ids = (
-            _NO_IDS if step.token_ids is None else step.token_ids.detach().reshape(-1).cpu().numpy()
-        )
-        self._session.begin_step(step.requests, step.tokens, ids)
+        """A forward begins: the core is told of its rows, where rows are texts."""
+        if self._closed or not step.traceable:
+            return
+        ids = _NO_IDS
+        if step.token_ids is not None and step.tokens == 1:
+            ids = step.token_ids.detach().reshape(-1).cpu().numpy()
+        try:
+            self._session.begin_step(step.requests, step.tokens, ids)
+        except Exception as error:
+            self._closed = True  # taken off by whoever closes it, not in the middle of a forward
+            _tell_failed(self._session, self.name, error)
 
     def routed(
         self,
@@ -331,7 +344,7 @@ class Lookahead:
         ids: torch.Tensor,
         weights: torch.Tensor,
     ) -> None:
-        """Nothing to do: the core was there."""
+        """Never called: the core is there."""
 
     def end_step(self, step: Step, *, complete: bool) -> None:
         """Nothing to do: the core counts its layers."""
@@ -341,9 +354,40 @@ class Lookahead:
 
     def close(self) -> None:
         """It says nothing from the next forward on. Idempotent."""
+        self._closed = True
         if self._session.tap is not None:
             self._session.tap.remove(self)
         self._session.remove_scorer(self._number)
+
+
+def _prompt_tokens_of(predictor: Predictor) -> int | None:
+    """How many of a prompt's newest tokens a predictor wants to see; None: all."""
+    wanted: Any = getattr(predictor, "prompt_tokens", None)
+    if wanted is not None and (not isinstance(wanted, int) or wanted < 1):
+        raise ConfigError(
+            f"{predictor.name}.prompt_tokens: got {wanted!r}, expected None (all) or 1 and more"
+        )
+    return wanted
+
+
+def _tell_failed(session: Session, name: str, error: Exception) -> None:
+    session.note("predictor_failed")
+    log.LOGGER.warning(
+        "predictor %s: %s: %s; the model goes on without it",
+        name, type(error).__name__, error, exc_info=error,
+    )  # fmt: skip
+
+
+def _use_one_thread() -> None:
+    """The calling thread alone: torch tells what it is told to every thread that begins later."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # from here on this thread keeps it
+    others = threading.Thread(target=torch.set_num_threads, args=(before,))
+    others.start()
+    others.join()
 
 
 def tell_capacity(session: Session, predictor: Any) -> None:

@@ -30,7 +30,8 @@ class Scorers:
     def remove(self, number: int) -> None:
         """Nothing where there is none of that number."""
         if number in self._kept:
-            self._core.remove_scorer(self._kept.pop(number)[2])
+            self._core.remove_scorer(self._kept[number][2])
+            del self._kept[number]
 
     def moved_to(self, core: _core.Session) -> Scorers:
         """The same in another core, by the same numbers; this one stays as it is."""

@@ -137,8 +137,9 @@ class Session:
             out = self._without_gradient(self._forward, layer, hidden, ids, weights)
         else:
             out = self._forward(layer, hidden, ids, weights)
-        if self.routed is not None:
-            self.routed(layer, hidden, ids, weights)
+        routed = self.routed  # once: the last observer may leave meanwhile
+        if routed is not None:
+            routed(layer, hidden, ids, weights)
         return out
 
     def stats(self) -> Stats:
@@ -289,11 +290,15 @@ class Session:
             ConfigError: Tables of another model; or states or weights are read beside a GPU, where
                 they do not lie in RAM.
         """
-        return self._scorers.add(kind, tables)
+        self._refuse_inside("add_scorer")
+        with self._close_lock:
+            return self._scorers.add(kind, tables)
 
     def remove_scorer(self, number: int) -> None:
         """It says nothing from the next forward on. Nothing where there is none."""
-        self._scorers.remove(number)
+        self._refuse_inside("remove_scorer")
+        with self._close_lock:
+            self._scorers.remove(number)
 
     def begin_step(self, requests: Any, tokens: int, token_ids: Any) -> None:
         """Tells scorers that the next layers are of these rows: B requests, `tokens` of each.

@@ -230,3 +230,26 @@ def test_several_predictors_follow_one_model() -> None:
     with sluice.offload(model, device_memory="25%", predictor=notes):
         assert torch.equal(tiny.greedy(model, PROMPT), expected)
     assert notes[0].events and notes[1].events
+
+
+def test_other_threads_keep_torchs_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = tiny.build("mixtral")
+        with sluice.offload(model, device_memory="25%", predictor=Notes()):
+            found: list[int] = []
+            other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+            other.start()
+            other.join()
+            assert found == [2] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("wanted", [0, -3, "16"])
+def test_prompt_tokens_that_are_none_are_refused(wanted: Any) -> None:
+    predictor = Notes()
+    predictor.prompt_tokens = wanted  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"notes\.prompt_tokens: got"):
+        generated(predictor)

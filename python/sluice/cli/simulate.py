@@ -101,10 +101,11 @@ def run(args: argparse.Namespace) -> Outcome:
         return _headroom(args, routes)
     from sluice.simulate.grid import grid_text, run_grid
 
+    slots = [_slots(text, routes, args.scope) for text in args.slots.split(",")]
     grid = run_grid(
         routes,
-        _contenders(args, trace, routes),
-        [_slots(text, routes, args.scope) for text in args.slots.split(",")],
+        _contenders(args, trace, routes, slots),
+        slots,
         scope=args.scope,
         bypass=not args.no_bypass,
         unscored=args.unscored,
@@ -140,7 +141,9 @@ def _slots(text: str, routes: Routes, scope: str) -> int:
         ) from None
 
 
-def _contenders(args: argparse.Namespace, trace: Trace, routes: Routes) -> list[Contender]:
+def _contenders(
+    args: argparse.Namespace, trace: Trace, routes: Routes, slots: list[int]
+) -> list[Contender]:
     from sluice.simulate import gather_scores, popular_experts
     from sluice.simulate.grid import Contender
 
@@ -157,14 +160,22 @@ def _contenders(args: argparse.Namespace, trace: Trace, routes: Routes) -> list[
 
         predictor = load_predictor(folder, trace.model or None)
         check_disjoint(predictor.fitting.read, trace)
-        kept = predictor.keep_scores(trace)
+        shared = 1 if args.scope == "layer" else routes.num_layers
+        kept = predictor.keep_scores_of(trace, [max(1, count // shared) for count in slots])
         if kept is None:
             raise ConfigError(
                 f"predictor: got {folder}, a {predictor.name}, which ranks nobody; expected one "
                 "with keep-scores"
             )
         rows.append(
-            Contender(Path(folder).name, "forecast:always", scores=gather_scores(routes, kept))
+            Contender(
+                Path(folder).name,
+                "forecast:always",
+                scores={
+                    count: gather_scores(routes, each)
+                    for count, each in zip(slots, kept, strict=True)
+                },
+            )
         )
     return rows
 

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sluice.predict.protocol import Predictor, RoutingEvent
-
 Requests = NDArray[np.int64]
 
 
@@ -47,7 +45,10 @@ class Step:
 
 
 class Observer(Protocol):
-    """Who watches a model run. Called on the caller's thread: what it takes, the model waits."""
+    """Who watches a model run. Called on the caller's thread: what it takes, the model waits.
+
+    One with `sees_layers = False` is not told of layers.
+    """
 
     def begin_step(self, step: Step) -> None:
         """A forward begins."""
@@ -75,63 +76,3 @@ class Observer(Protocol):
     def forget(self, requests: Requests) -> None:
         """What was seen of these requests is not what they turned out to be."""
         ...
-
-
-class PredictorObserver:
-    """Shows a `Predictor` every step and, on the CPU, each layer's routing as it happens.
-
-    On an accelerator an event waits for its ids: one synchronisation a layer, so a predictor that
-    is to keep up there runs in the core or a step behind.
-
-    Args:
-        predictor: What learns and plans.
-        hidden: Whether events carry the states, which costs a copy to float32.
-    """
-
-    def __init__(self, predictor: Predictor, *, hidden: bool = False) -> None:
-        self.predictor = predictor
-        self._hidden = hidden
-        self._rows: tuple[Requests, tuple[str, ...], NDArray[np.int32] | None] | None = None
-
-    def begin_step(self, step: Step) -> None:
-        """Hands on rows and ids."""
-        ids = None
-        if step.token_ids is not None:
-            ids = step.token_ids.reshape(-1).cpu().numpy().astype(np.int32)
-        requests = np.repeat(step.requests, step.tokens)
-        tasks = tuple(task for task in step.tasks for _ in range(step.tokens))
-        self._rows = (requests, tasks, ids)
-        self.predictor.begin_step(step.index, requests, ids, tasks)
-
-    def routed(
-        self,
-        step: Step,
-        layer: int,
-        hidden: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-    ) -> None:
-        """Hands on what one router chose; rows of padding are among them."""
-        assert self._rows is not None
-        requests, tasks, token_ids = self._rows
-        if len(requests) != ids.shape[0]:
-            return  # rows that cannot be told
-        self.predictor.observe(
-            RoutingEvent(
-                step=step.index,
-                layer=layer,
-                experts=ids.to("cpu", torch.int16).numpy(),
-                weights=weights.detach().to("cpu", torch.float32).numpy(),
-                requests=requests,
-                decode=not step.prompt,
-                token_ids=token_ids,
-                hidden=hidden.detach().to("cpu", torch.float32).numpy() if self._hidden else None,
-                tasks=tasks,
-            )
-        )
-
-    def end_step(self, step: Step, *, complete: bool) -> None:
-        """Nothing to hand on."""
-
-    def forget(self, requests: Requests) -> None:
-        """Nothing to take back: what was routed was routed."""

@@ -1,6 +1,6 @@
 """What observers see of a model that runs: forwards as steps, and each layer's routing in them.
 
-A recorder is an observer, and a predictor is one through `PredictorObserver`. While nobody
+A recorder is an observer, and what runs a predictor (`sluice.foresight`) is one. While nobody
 observes, a forward costs one test of an attribute a layer; with the first observer come two hooks
 on the model, which go with the last.
 
@@ -112,16 +112,22 @@ class Tap:
                         module.register_forward_pre_hook(before, with_kwargs=True),
                         module.register_forward_hook(after, with_kwargs=True, always_call=True),
                     ]
-                session.routed = self._routed
             self._observers = (*self._observers, observer)
+            session.routed = self._routed if self._sees_layers() else None
 
     def remove(self, observer: Observer) -> None:
         """Leaves `observer` alone from now on; without the last, the model is as it was."""
         self.settle()
         with self._lock:
             self._observers = tuple(o for o in self._observers if o is not observer)
+            session = self._session()
             if not self._observers:
                 self._release()
+            elif session is not None and not self._sees_layers():
+                session.routed = None
+
+    def _sees_layers(self) -> bool:
+        return any(getattr(observer, "sees_layers", True) for observer in self._observers)
 
     def close(self) -> None:
         """Takes every observer off."""
@@ -269,7 +275,8 @@ class Tap:
                 observer.forget(known.requests)
 
     def _end(self, forward: _Open, *, complete: bool) -> None:
-        complete = complete and forward.rows_fit and forward.layers == len(self._sites)
+        whole = not self._sees_layers() or forward.layers == len(self._sites)
+        complete = complete and forward.rows_fit and whole
         if not complete:
             self._note("incomplete_forwards")
             if forward.known is not None:

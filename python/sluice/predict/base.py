@@ -209,6 +209,11 @@ class BasePredictor(Generic[Settings]):
         self.check(trace)
         return drive_keep_scores(self, trace)
 
+    def keep_scores_of(self, trace: Trace, capacities: Sequence[int]) -> list[Array] | None:
+        """`keep_scores` for caches of so many experts a layer: most rank the same for all."""
+        kept = self.keep_scores(trace)
+        return None if kept is None else [kept] * len(capacities)
+
     # The live protocol
 
     def reset(self) -> None:

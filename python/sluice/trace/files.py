@@ -142,7 +142,7 @@ def load(path: str | os.PathLike[str]) -> Trace:
             source=header["source"],
             own_text=header["own_text"],
         )
-    except (ConfigError, TypeError, ValueError) as error:
+    except (ConfigError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file}: {error}; the file is damaged or was made to lie") from None
     for position, sequence in enumerate(trace):
         if sequence.content != _content_of(trace, sequence):
@@ -236,7 +236,7 @@ def _unpack_weights(packed: Array | None, scale: object) -> Array | None:
 def _header(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         header = json.loads(metadata.get("header", ""))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: got a header that is no JSON: {error}") from None
     if not isinstance(header, dict):
         raise CheckpointError(

@@ -84,7 +84,7 @@ class Split:
         """
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: got no readable JSON: {error}") from None
         if not isinstance(fields, dict) or fields.get("schema") != _SCHEMA:
             raise CheckpointError(f"{path}: got no split of schema {_SCHEMA}")

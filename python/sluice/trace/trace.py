@@ -15,7 +15,10 @@ from sluice.errors import ConfigError
 Array = NDArray[Any]
 
 UNKNOWN = -1
-"""`Sequence.prompt_tokens` where nobody recorded the end of the prompt."""
+"""`TraceSequence.prompt_tokens` where nobody recorded the end of the prompt."""
+
+MAX_EXPERTS = 32767
+"""Of a layer: ids are int16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +234,8 @@ def _check_experts(experts: Array, num_experts: int) -> None:
         raise ConfigError(
             f"trace: got experts {experts.dtype}{list(experts.shape)}, expected int16 [N, S, K]"
         )
-    if num_experts <= 0:
-        raise ConfigError(f"trace: got {num_experts} experts, expected at least 1")
+    if not 0 < num_experts <= MAX_EXPERTS:
+        raise ConfigError(f"trace: got {num_experts} experts, expected 1 to {MAX_EXPERTS}")
     if experts.size and (experts.min() < -1 or experts.max() >= num_experts):
         worst = experts.max() if experts.max() >= num_experts else experts.min()
         raise ConfigError(

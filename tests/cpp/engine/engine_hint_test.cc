@@ -182,6 +182,12 @@ TEST(HintQueue, GivesTheBestFirstAndForgetsTheWorstWhenFull) {
   EXPECT_EQ(queue.pop()->key, make_key(1, 1));
   EXPECT_EQ(queue.pop()->probability, 0.5);
   EXPECT_EQ(queue.clear(), static_cast<std::int64_t>(HintQueue::kCapacity) - 3);
+  const ExpertKey key = make_key(0, 1);
+  EXPECT_EQ(queue.push({.key = key, .probability = 0.4}), 0);
+  EXPECT_EQ(queue.push({.key = key, .probability = 0.9}), 1);
+  EXPECT_EQ(queue.push({.key = key, .probability = 0.5}), 1) << "of two for one the better stays";
+  EXPECT_EQ(queue.pop()->probability, 0.9);
+  EXPECT_TRUE(queue.empty());
   EXPECT_FALSE(queue.pop());
 }
 

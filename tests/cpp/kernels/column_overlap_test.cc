@@ -29,7 +29,7 @@ struct Data {
         base(num_columns),
         faded(num_columns),
         best(num_columns / kBlock) {
-    std::mt19937_64 rng(test_seed());
+    std::mt19937_64 rng(testing::test_seed());
     for (auto& row : bytes) {
       for (std::uint8_t& each : row) each = rng() % 3 == 0;
       rows.push_back(row.data());

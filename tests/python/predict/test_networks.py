@@ -76,7 +76,7 @@ def test_a_forecaster_closes_most_of_the_gap_where_text_repeats() -> None:
     forecaster.fit(phrases(0, 14))
     text = phrases(2, 6)
     for capacity in (2, 3, 6):
-        kept = forecaster.keep_scores(text, capacity)[..., None]
+        kept = forecaster.keep_scores_of(text, [capacity])[0][..., None]
         lru, best, ours = (
             int(misses(text.experts, scores, capacity)[0])
             for scores in (recency(text), belady(text), kept)
@@ -101,7 +101,7 @@ def test_a_forecaster_ranks_for_the_capacity_it_is_told() -> None:
     forecaster = make("forecaster", SMALL["forecaster"])
     forecaster.fit(phrases(0, 6))
     text = phrases(3, 1)
-    narrow, wide = forecaster.keep_scores(text, 1), forecaster.keep_scores(text, 6)
+    narrow, wide = forecaster.keep_scores_of(text, [1, 6])
     assert not np.array_equal(narrow, wide)
     forecaster.capacity = 6
     np.testing.assert_array_equal(forecaster.keep_scores(text), wide)

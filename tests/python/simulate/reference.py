@@ -252,7 +252,7 @@ class Forecast(DecayedLfu):
                 kept = self.score[key] if use_score else DecayedLfu.keep(self, key)
                 return (kept, -place)
 
-            while len(held) > max(1, self.num_slots // self.num_layers):
+            while len(held) > max(1, self.num_slots // self.layers_served):
                 held.pop(min(range(len(held)), key=keep))
         decay = 2.0 ** (-1 / 512)
         self.excess = self.excess * decay + misses[0] - misses[1]
@@ -309,15 +309,17 @@ def replay(
 ) -> list[tuple[int, int, int]]:
     """Per event: hits, and misses of newcomers and of who was here before."""
     policies = [make(num_layers, num_experts, n) for n in slots]
+    for policy in policies:
+        policy.layers_served = num_layers if len(slots) == 1 else 1
     resident: list[set[Key]] = [set() for _ in slots]
     known: set[Key] = set()
     counted: list[tuple[int, int, int]] = []
     for i, (step, layer, experts) in enumerate(events):
         pool = layer if len(slots) > 1 else 0
         policy, held = policies[pool], resident[pool]
+        policy.on_event(step, layer, experts)
         if scores is not None:
             policy.on_forecast(step, layer, scores[i])
-        policy.on_event(step, layer, experts)
         needed = {(layer, expert) for expert in experts}
         missing = [(layer, expert) for expert in experts if (layer, expert) not in held]
         new = sum(key not in known for key in missing)

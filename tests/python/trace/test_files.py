@@ -159,6 +159,8 @@ LIES: dict[str, tuple[Change, str]] = {
     "no content": (lambda t, h: h["sequences"][1].__setitem__(4, ""), "sequence 1: got content"),
     "ids": (lambda t, h: t["token_ids"].__setitem__(0, 101), "sequence 0: got content"),
     "scale": (lambda t, h: h.update(weight_scale=0), "got weight_scale 0"),
+    "endless scale": (lambda t, h: h.update(weight_scale=10**400), "int too large"),
+    "endless experts": (lambda t, h: h.update(num_experts=2**40), "1099511627776 of them"),
     "no scale": (lambda t, h: h.pop("weight_scale"), "got weight_scale None"),
     "no experts": (lambda t, h: t.pop("experts"), "got no experts"),
     "extra": (lambda t, h: t.update(more=np.zeros(1)), "got a tensor 'more'"),

@@ -145,13 +145,16 @@ class Forecaster(BasePredictor[ForecasterSettings]):
             found[rows.start + 1 : stop + 1] = next_token
         return found
 
-    def keep_scores(self, trace: Trace, capacity: int | None = None) -> Array | None:
-        """As the base says, for caches of `capacity` experts a layer (`self.capacity`)."""
-        found = self.keep_scores_of(trace, [self.capacity if capacity is None else capacity])
+    def keep_scores(self, trace: Trace) -> Array | None:
+        """As the base says, for caches of `self.capacity` experts a layer."""
+        found = self._ranked(trace, [self.capacity])
         return None if found is None else found[0]
 
-    def keep_scores_of(self, trace: Trace, capacities: Sequence[int | None]) -> list[Array] | None:
+    def keep_scores_of(self, trace: Trace, capacities: Sequence[int]) -> list[Array] | None:
         """`keep_scores` of several capacities, in one pass over the trace."""
+        return self._ranked(trace, capacities)
+
+    def _ranked(self, trace: Trace, capacities: Sequence[int | None]) -> list[Array] | None:
         self.check(trace)
         if self._head is None:
             return None
@@ -281,6 +284,9 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         """Takes what `state` gave."""
         assert self.shape is not None
         shape, settings = self.shape, self.settings
+        # First, so that nothing is made as large as a card only claims to be.
+        take(arrays, "prefix", (shape.num_layers, shape.num_experts, settings.hidden))
+        take(arrays, "gate", (shape.num_layers, settings.hidden, settings.units))
         head = ForecastHead(
             shape.num_layers,
             shape.num_experts,

@@ -44,6 +44,8 @@ class ForesightArm(SluiceArm):
         self.predictors = [
             fitted(kind, table, self.checkpoint) for kind, table in self.tables.items()
         ]
+        if self.discarded and any(_runs_inside(each) for each in self.predictors):
+            raise ValueError(f"{self.mode}: runs inside of forwards; see resident-foresight")
         model = super().load()
         for each in self.predictors:
             model.sluice.predict(Discarded(each) if self.discarded else each)
@@ -62,14 +64,19 @@ class ForesightArm(SluiceArm):
         return {**super().config(), "predictors": passports, "discarded": self.discarded}
 
 
+def _runs_inside(predictor: Any) -> bool:
+    return getattr(predictor, "core_tables", lambda: None)() is not None
+
+
 class Discarded:
-    """A predictor that thinks as its inner one does, and says nothing."""
+    """A predictor of the thread that thinks as its inner one does, and says nothing."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self.name: str = inner.name
         self.shape = inner.shape
         self.needs_hidden = inner.needs_hidden
+        self.prompt_tokens = getattr(inner, "prompt_tokens", None)
         self.begin_step = inner.begin_step
         self.observe = inner.observe
 

@@ -100,8 +100,8 @@ gpu-check:
 CUDA_HEADERS = $(addprefix -isystem ,$(shell sed -n 's/^SLUICE_CUDA_INCLUDE:PATH=//p' build/cpp/CMakeCache.txt))
 thread-safety:
 	@test -n "$(CLANG)" || { echo "thread-safety: no clang++ found; apt-get install clang"; exit 1; }
-	@for f in $$(git ls-files 'csrc/*.cc' ':!csrc/bindings' $(if $(CUDA_HEADERS),,':!csrc/device/device_cuda.cc')); do \
-	  $(CLANG) -std=c++20 -fsyntax-only -Wthread-safety -Werror -Icsrc -I. $(CUDA_HEADERS) $$f || exit 1; done
+	@git ls-files 'csrc/*.cc' ':!csrc/bindings' $(if $(CUDA_HEADERS),,':!csrc/device/device_cuda.cc') | xargs -P$(JOBS) -n4 \
+	  $(CLANG) -std=c++20 -fsyntax-only -Wthread-safety -Werror -Icsrc -I. $(CUDA_HEADERS)
 	@echo "thread-safety: clean ($(notdir $(CLANG)))"
 
 # Also the notebooks, the README's code, and every benchmark scenario in its smoke form.

@@ -7,8 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "base/ids.h"
-#include "predict/tables.h"
+#include "predict/scorer_parts.h"
 
 namespace sluice {
 namespace {

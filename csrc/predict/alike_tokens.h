@@ -6,10 +6,23 @@
 #include <span>
 #include <vector>
 
+#include "base/ids.h"
 #include "kernels/column_overlap.h"
-#include "predict/scorers.h"
 
 namespace sluice {
+
+/// Remembered tokens, and how they are compared (`sluice.predict.networks.neighbours`).
+///
+/// Shapes: routes `[M, S, K]`, −1 for none; sequence `[M]`, numbers that never fall.
+struct MemoryTables {
+  std::vector<std::int16_t> routes;
+  std::vector<std::int64_t> sequence;
+  std::int32_t recent = 0;  ///< finished tokens of the running text that join them
+  float running = 0;
+  float previous = 0;
+  float fade = 0;
+  float floor = 0;
+};
 
 /// Remembered tokens that routed like the running one, layer by layer, and how soon their experts
 /// were used again: `LiveRecall` of `sluice.predict.networks.futures`.

@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "base/ids.h"
-#include "predict/tables.h"
+#include "predict/scorer_parts.h"
 
 namespace sluice {
 

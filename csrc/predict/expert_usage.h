@@ -5,9 +5,17 @@
 #include <span>
 #include <vector>
 
-#include "predict/scorers.h"
+#include "base/ids.h"
 
 namespace sluice {
+
+/// How often and how long ago experts were used, as numbers that a network reads. Features of an
+/// expert, F = 4 + half-lives: age, used now, with which weight, share of the sequence's tokens,
+/// and a share by half-life (`sluice.predict.networks.usage`).
+struct UsageShape {
+  std::vector<float> half_lives;  ///< in tokens
+  float never = 0;                ///< an age from which on it makes no difference
+};
 
 /// What is known of every expert's uses so far: `UsageShape`'s features, a layer at a time.
 ///

@@ -12,7 +12,7 @@
 #include "predict/alike_tokens.h"
 #include "predict/expert_usage.h"
 #include "predict/scorers.h"
-#include "predict/tables.h"
+#include "predict/scorer_parts.h"
 
 namespace sluice {
 namespace {

@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "kernels/convert.h"
 #include "predict/scorers.h"
-#include "predict/tables.h"
+#include "predict/scorer_parts.h"
 
 namespace sluice {
 namespace {

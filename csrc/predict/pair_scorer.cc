@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "predict/scorers.h"
-#include "predict/tables.h"
+#include "predict/scorer_parts.h"
 
 namespace sluice {
 namespace {

@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "engine/scorer.h"
+#include "predict/alike_tokens.h"
+#include "predict/expert_usage.h"
 
 namespace sluice {
 
@@ -48,27 +50,6 @@ struct GateTables {
 };
 /// Errors: ConfigError when a table's size does not fit the others.
 [[nodiscard]] std::unique_ptr<Scorer> make_gate_scorer(GateTables tables);
-
-/// How often and how long ago experts were used, as numbers that a network reads. Features of an
-/// expert, F = 4 + half-lives: age, used now, with which weight, share of the sequence's tokens,
-/// and a share by half-life (`sluice.predict.networks.usage`).
-struct UsageShape {
-  std::vector<float> half_lives;  ///< in tokens
-  float never = 0;                ///< an age from which on it makes no difference
-};
-
-/// Remembered tokens, and how they are compared (`sluice.predict.networks.neighbours`).
-///
-/// Shapes: routes `[M, S, K]`, −1 for none; sequence `[M]`, numbers that never fall.
-struct MemoryTables {
-  std::vector<std::int16_t> routes;
-  std::vector<std::int64_t> sequence;
-  std::int32_t recent = 0;  ///< finished tokens of the running text that join them
-  float running = 0;
-  float previous = 0;
-  float fade = 0;
-  float floor = 0;
-};
 
 /// The forecaster (`sluice.predict.networks.forecaster`): keep-scores of the layer that has routed,
 /// and guesses for the same layer of the next token. Two outputs of its head are there: the

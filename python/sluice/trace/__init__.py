@@ -1,9 +1,9 @@
 """Routing traces: recorded, kept, imported, split."""
 
-from sluice.trace.engines import import_sglang, import_vllm, read_responses
 from sluice.trace.files import SUFFIX, load, save
 from sluice.trace.imports import from_arrays, import_esft_folder
 from sluice.trace.recorder import Recorder, record
+from sluice.trace.responses import import_sglang, import_vllm, read_responses
 from sluice.trace.split import Split, check_disjoint, leave_out, split_by_sequence
 from sluice.trace.trace import UNKNOWN, Trace, TraceSequence, concatenate, content_hash
 

@@ -13,7 +13,7 @@ from predict.small_traces import random_trace
 from sluice.errors import CheckpointError, ConfigError
 from sluice.predict import RoutingEvent, make
 from sluice.predict.networks.causal import Causal, Past
-from sluice.predict.networks.replay import misses
+from sluice.predict.networks.misses import misses
 from sluice.predict.networks.routing_path import RoutingPath, _Table, hashed
 from sluice.trace import Trace, TraceSequence
 

@@ -10,8 +10,8 @@ from predict.small_traces import random_trace
 from sluice.predict.arrays import multi_hot
 from sluice.predict.networks import neighbours
 from sluice.predict.networks.futures import DISCOUNTS, WINDOW, discounted, next_uses_within, recall
+from sluice.predict.networks.misses import misses
 from sluice.predict.networks.neighbours import Likeness, Stretch, visible_rows
-from sluice.predict.networks.replay import misses
 from sluice.predict.networks.usage import HALF_LIVES, NEVER, Usage, advance
 
 

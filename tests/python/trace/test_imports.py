@@ -15,7 +15,7 @@ import pytest
 
 from sluice.errors import CheckpointError, ConfigError
 from sluice.trace import from_arrays, import_esft_folder, import_sglang, import_vllm
-from sluice.trace.engines import read_responses
+from sluice.trace.responses import read_responses
 from sluice.trace.trace import Array, content_hash
 
 E, L, K = 16, 4, 2

@@ -1,4 +1,4 @@
-"""The dense layers of the forecaster, and how they are trained."""
+"""The dense layers of the forecaster."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 from sluice.predict.networks.futures import DISCOUNTS as RECALLED
-from sluice.predict.networks.usage import NUM_FEATURES
+from sluice.predict.networks.usage import HALF_LIVES, IN_SEQUENCE, NUM_FEATURES, SHARES
 
-CONTEXT = (3, 8)
-"""Features of the token before that describe where the text is: shares in the sequence, h = 16."""
+CONTEXT = (IN_SEQUENCE, SHARES + HALF_LIVES.index(16))
+"""Features of the token before that describe where the text is, the sequence's own first."""
 
 
 class ForecastHead(nn.Module):

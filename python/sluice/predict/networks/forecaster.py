@@ -24,8 +24,8 @@ from sluice.predict.networks.history import (
     routes_as_ones,
     with_recalled,
 )
+from sluice.predict.networks.misses import misses
 from sluice.predict.networks.neighbours import FLOOR, Looking, MemorySettings, Stretch
-from sluice.predict.networks.replay import misses
 from sluice.predict.networks.training import anneal, check_ranges, load_module, module_state, seeded
 from sluice.predict.networks.usage import HALF_LIVES, NEVER, Usage, advance
 from sluice.predict.offline import Horizon, known_layers
@@ -375,7 +375,7 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         memory: _Memory = request.memory
         if self._head is None:
             return
-        used, weights = self._routes(request, 0, request.layer)
+        used, weights = self._routes(request)
         self._look(request)
         features, memory.usage = advance(memory.usage, used, weights, torch.tensor([False]))
         memory.unread = (
@@ -404,7 +404,7 @@ class Forecaster(BasePredictor[ForecasterSettings]):
             return memory
         layers = slice(memory.done, request.layer)
         self._look(request)
-        used, weights = self._routes(request, 0, request.layer)
+        used, weights = self._routes(request)
         features, _ = advance(
             memory.usage.at(layers.start, layers.stop),
             used[:, layers],
@@ -445,11 +445,11 @@ class Forecaster(BasePredictor[ForecasterSettings]):
         for layer in range(len(memory.recalled), request.layer):
             memory.recalled.append(self._recall.look(memory.looking, layer, request.routes[layer]))
 
-    def _routes(self, request: Request, first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Routes and weights of its running token as `[1, stop - first, E]`."""
+    def _routes(self, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+        """Routes and weights of its running token as `[1, layers so far, E]`."""
         assert self.shape is not None
-        experts = torch.from_numpy(request.routes[None, first:stop])
-        weights = torch.from_numpy(request.weights[None, first:stop])
+        experts = torch.from_numpy(request.routes[None, : request.layer])
+        weights = torch.from_numpy(request.weights[None, : request.layer])
         wide = self.shape.num_experts
         return (
             routes_as_ones(experts, torch.ones(experts.shape), wide),

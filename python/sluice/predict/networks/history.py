@@ -1,4 +1,4 @@
-"""What the forecaster's head reads, for the tokens of a trace in their order."""
+"""What is known beside each token of a trace, in order: as the heads of networks read it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from sluice.predict.networks.training import (
     module_state,
     seeded,
 )
-from sluice.predict.networks.usage import Usage, advance
+from sluice.predict.networks.usage import Usage, advance, at_sequence_start
 from sluice.predict.offline import Horizon, known_layers
 from sluice.trace import Trace
 
@@ -40,7 +40,6 @@ Array = NDArray[Any]
 Block = tuple[slice, dict[tuple[int, int], torch.Tensor], torch.Tensor]
 """Rows, who alike tokens used by (layer, layers known), `[B, E]` each, and how sure."""
 _ROWS = 128
-_LEAST_IN_SEQUENCE = float(np.sqrt(0.3 / 3))  # feature 3 of `usage` before a first token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +123,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         ahead, known = self._reach(known_layers(horizon, trace.num_layers))
         if self._head is None or self._rows is None:
             return np.zeros((*trace.experts.shape[:2], trace.num_experts), np.float32)
-        return self._scores(trace, ahead, known, self._compared(trace, self._rows, known))
+        return self._scores(trace, ahead, known, self._compared(trace, known))
 
     def _scores(self, trace: Trace, ahead: Array, known: Array, blocks: Iterable[Block]) -> Array:
         """Probabilities `[N, S, E]` from what `_compared` gave."""
@@ -147,9 +146,9 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
                 found[rows] = logits.sigmoid().transpose(0, 1).numpy()
         return found
 
-    def _compared(self, trace: Trace, memory: Stretch, known: Array) -> Iterator[Block]:
+    def _compared(self, trace: Trace, known: Array) -> Iterator[Block]:
         """Who tokens alike used, per layer with as many known as it is given."""
-        return self._averages(trace, memory, {(s, int(count)) for s, count in enumerate(known)})
+        return self._averages(trace, {(s, int(count)) for s, count in enumerate(known)})
 
     def _reach(self, known: Array) -> tuple[Array, Array]:
         """How far ahead each layer is (0: too far), and how many layers are read for it."""
@@ -160,13 +159,13 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
     def _averages(
         self,
         trace: Trace,
-        memory: Stretch,
         wanted: set[tuple[int, int]],
         *,
         leave_out: bool = False,
     ) -> Iterator[Block]:
         """Who tokens alike used, for (layer, known layers) as wanted: `[B, E]` each."""
-        stream = Stretch.of(trace)
+        memory, stream = self._rows, Stretch.of(trace)
+        assert memory is not None
         used = torch.cat([memory.used(), stream.used()])
         layers_at: dict[int, list[int]] = {}
         for layer, known in sorted(wanted):
@@ -206,14 +205,14 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         wanted = {(s, int(known[s])) for _, known in plans for s in range(trace.num_layers)}
         parts = [
             ({key: each.half() for key, each in averages.items()}, sure)
-            for _, averages, sure in self._averages(trace, self._rows, wanted, leave_out=True)
+            for _, averages, sure in self._averages(trace, wanted, leave_out=True)
         ]
         alike = {key: torch.cat([part[0][key] for part in parts]) for key in wanted}
         certain = torch.cat([part[1] for part in parts])
         usage = _walk(trace)(slice(0, trace.num_tokens)).half()
         used = torch.from_numpy(multi_hot(trace.experts, trace.num_experts).astype(np.uint8))
         layers = np.arange(trace.num_layers)
-        compared = [] if choose is None else list(self._compared(choose, self._rows, plans[0][1]))
+        compared = [] if choose is None else list(self._compared(choose, plans[0][1]))
         notes: dict[str, Any] = {"loss": [], "choose_recall": []}
         with seeded(seed):
             head = LayerHead(
@@ -327,7 +326,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         else:  # one text goes on where another ended
             usage = self._latest.usage.new_sequence()
         features = _nothing(layers, experts) if self._latest is None else self._latest.features
-        request.memory = _Memory(usage, _at_start(features.clone()))
+        request.memory = _Memory(usage, at_sequence_start(features.clone()))
 
     def _predict(self, request: Request, first: int, stop: int) -> Array:
         assert self.shape is not None
@@ -437,12 +436,6 @@ def _nothing(layers: int, experts: int) -> torch.Tensor:
     return features
 
 
-def _at_start(features: torch.Tensor) -> torch.Tensor:
-    """What a sequence's first token reads of the token before: nothing is of its own sequence."""
-    features[..., 3] = _LEAST_IN_SEQUENCE
-    return features
-
-
 def _walk(trace: Trace) -> Any:
     """A function from consecutive rows to the usage features before them, `[B, S, E, F]`."""
     usage = Usage.nothing(trace.num_layers, trace.num_experts)
@@ -463,7 +456,7 @@ def _walk(trace: Trace) -> Any:
         features, usage = advance(usage, used, weights, begins)
         before = torch.cat([last, features[:-1]])
         last = features[-1:]
-        before[begins] = _at_start(before[begins])
+        before[begins] = at_sequence_start(before[begins])
         return before
 
     return read

@@ -1,4 +1,4 @@
-"""How each expert was used so far: what a forecaster reads of the past, one token at a time."""
+"""How each expert was used so far: what networks read of the past, one token at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 
 HALF_LIVES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 """In tokens, of the decayed counts."""
-NUM_FEATURES = 4 + len(HALF_LIVES)
+AGE, USED, WEIGHT, IN_SEQUENCE, SHARES = range(5)
+"""Features by place; of shares the first, one for each half-life."""
+NUM_FEATURES = SHARES + len(HALF_LIVES)
 NEVER = 2000
 """An age, in tokens, from which on it makes no difference."""
 _CHUNK = 32
@@ -77,8 +79,8 @@ def _advance(
     tokens, layers, experts = used.shape
     flat = used.reshape(tokens, -1)
     out = used.new_empty(tokens, layers * experts, NUM_FEATURES)
-    out[:, :, 1] = flat
-    out[:, :, 2] = 4 * weights.reshape(tokens, -1)
+    out[:, :, USED] = flat
+    out[:, :, WEIGHT] = 4 * weights.reshape(tokens, -1)
 
     # A use at token j has faded since: one product with a triangle for all tokens.
     since = torch.arange(tokens)[:, None] - torch.arange(tokens)[None]
@@ -89,12 +91,12 @@ def _advance(
         faded = fade ** (torch.arange(tokens) + 1.0)
         counts = triangle @ flat + faded[:, None] * usage.decayed[i].reshape(1, -1)
         decayed[i] = counts[-1].view(layers, experts)
-        out[:, :, 4 + i] = (counts * (1 - fade)).sqrt_()
+        out[:, :, SHARES + i] = (counts * (1 - fade)).sqrt_()
 
     clock = torch.arange(tokens, dtype=flat.dtype)[:, None]
     last = torch.where(flat > 0, clock, -1.0 - usage.age.reshape(1, -1))
     age = (clock - last.cummax(0).values).clamp_(max=NEVER)
-    out[:, :, 0] = age.log1p() * 0.25 - 0.8
+    out[:, :, AGE] = age.log1p() * 0.25 - 0.8
 
     # Uses since the sequence began: all so far, less those before its first token.
     total = torch.cat([usage.in_sequence.reshape(1, -1), flat]).cumsum(0)
@@ -103,7 +105,7 @@ def _advance(
     in_sequence = total[1:] - before
     length = torch.arange(tokens) + 1 - begun.clamp(min=0)
     length = torch.where(begun >= 0, length, length + usage.tokens)
-    out[:, :, 3] = ((in_sequence + 0.3) / (length[:, None] + 3)).sqrt()
+    out[:, :, IN_SEQUENCE] = _share_of_sequence(in_sequence, length[:, None])
 
     after = Usage(
         decayed,
@@ -112,3 +114,13 @@ def _advance(
         int(length[-1]),
     )
     return out.view(tokens, layers, experts, NUM_FEATURES), after
+
+
+def at_sequence_start(features: torch.Tensor) -> torch.Tensor:
+    """The same features, in place, as a sequence's first token reads those of the token before."""
+    features[..., IN_SEQUENCE] = _share_of_sequence(torch.zeros(()), torch.zeros(()))
+    return features
+
+
+def _share_of_sequence(uses: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return ((uses + 0.3) / (tokens + 3)).sqrt()

@@ -1,4 +1,4 @@
-#include "predict/tables.h"
+#include "predict/scorer_parts.h"
 
 #include <array>
 #include <string>

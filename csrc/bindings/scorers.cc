@@ -40,13 +40,30 @@ std::unique_ptr<Scorer> gate_scorer(const py::dict& tables) {
                            .curves = table<float>(tables, "curves")});
 }
 
+ForecastHeadTables head_tables(const py::dict& tables) {
+  return {.hidden = field<std::int32_t>(tables, "hidden"),
+          .units = field<std::int32_t>(tables, "units"),
+          .prefix = table<float>(tables, "prefix"),
+          .own = table<float>(tables, "own"),
+          .bias = table<float>(tables, "bias"),
+          .place = table<float>(tables, "place"),
+          .position = table<float>(tables, "position"),
+          .place_bias = table<float>(tables, "place_bias"),
+          .certain = table<float>(tables, "certain"),
+          .gate = table<float>(tables, "gate"),
+          .expert_in = table<float>(tables, "expert_in"),
+          .expert_in_bias = table<float>(tables, "expert_in_bias"),
+          .out = table<float>(tables, "out"),
+          .out_bias = table<float>(tables, "out_bias"),
+          .expert_out = table<float>(tables, "expert_out"),
+          .expert_out_bias = table<float>(tables, "expert_out_bias")};
+}
+
 std::unique_ptr<Scorer> forecast_scorer(const py::dict& tables) {
   return make_forecast_scorer(
       {.num_layers = field<std::int32_t>(tables, "num_layers"),
        .num_experts = field<std::int32_t>(tables, "num_experts"),
        .top_k = field<std::int32_t>(tables, "top_k"),
-       .hidden = field<std::int32_t>(tables, "hidden"),
-       .units = field<std::int32_t>(tables, "units"),
        .window = field<std::int32_t>(tables, "window"),
        .prompt_tokens = field<std::int32_t>(tables, "prompt_tokens"),
        .usage = {.half_lives = table<float>(tables, "half_lives"),
@@ -60,20 +77,7 @@ std::unique_ptr<Scorer> forecast_scorer(const py::dict& tables) {
                   .floor = field<float>(tables, "floor")},
        .discounts = table<float>(tables, "discounts"),
        .context = table<std::int32_t>(tables, "context"),
-       .prefix = table<float>(tables, "prefix"),
-       .own = table<float>(tables, "own"),
-       .bias = table<float>(tables, "bias"),
-       .place = table<float>(tables, "place"),
-       .position = table<float>(tables, "position"),
-       .place_bias = table<float>(tables, "place_bias"),
-       .certain = table<float>(tables, "certain"),
-       .gate = table<float>(tables, "gate"),
-       .expert_in = table<float>(tables, "expert_in"),
-       .expert_in_bias = table<float>(tables, "expert_in_bias"),
-       .out = table<float>(tables, "out"),
-       .out_bias = table<float>(tables, "out_bias"),
-       .expert_out = table<float>(tables, "expert_out"),
-       .expert_out_bias = table<float>(tables, "expert_out_bias")});
+       .head = head_tables(tables)});
 }
 
 /// A scorer on its own, for tests and to look at.

@@ -11,8 +11,10 @@
 #include "kernels/convert.h"
 #include "predict/alike_tokens.h"
 #include "predict/expert_usage.h"
-#include "predict/scorers.h"
+#include "predict/forecast_head.h"
+#include "predict/pending_tokens.h"
 #include "predict/scorer_parts.h"
+#include "predict/scorers.h"
 
 namespace sluice {
 namespace {
@@ -22,67 +24,6 @@ namespace {
 constexpr float kLeastNextToken = 0.5F;
 constexpr std::int64_t kMostTokens = 1 << 24;  // of a request in one forward
 constexpr std::size_t kMostStreams = 16;       // requests that are remembered
-constexpr std::size_t kOutputs = 2;            // the next token's probability, the keep-score
-
-float sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
-
-void silu(std::span<float> values) {
-  for (float& x : values) x *= sigmoid(x);
-}
-
-/// Finished tokens whose future is not over, the oldest first.
-class Pending {
- public:
-  Pending(std::size_t window, std::size_t num_layers, std::size_t num_experts, std::size_t top_k)
-      : capacity_(window + 1),
-        top_k_(top_k),
-        num_experts_(num_experts),
-        wide_(num_layers * top_k),
-        far_(num_layers * num_experts),
-        routes_(capacity_ * wide_),
-        next_uses_(capacity_ * far_) {}
-
-  [[nodiscard]] std::size_t size() const { return size_; }
-  [[nodiscard]] bool is_full() const { return size_ == capacity_; }
-  [[nodiscard]] std::span<const std::int16_t> oldest_routes() const {
-    return {routes_.data() + first_ * wide_, wide_};
-  }
-  [[nodiscard]] std::span<const std::uint8_t> oldest_next_uses() const {
-    return {next_uses_.data() + first_ * far_, far_};
-  }
-  void pop() {
-    first_ = (first_ + 1) % capacity_;
-    --size_;
-  }
-  // A token is the future of those before it, and waits for its own.
-  void push(std::span<const std::int16_t> routes) {
-    for (std::size_t i = 0; i < size_; ++i) {
-      std::uint8_t* const found = next_uses_.data() + (first_ + i) % capacity_ * far_;
-      for (std::size_t j = 0; j < wide_; ++j) {
-        if (routes[j] < 0) continue;
-        std::uint8_t& next = found[j / top_k_ * num_experts_ + static_cast<std::size_t>(routes[j])];
-        if (next == 0) next = static_cast<std::uint8_t>(size_ - i);
-      }
-    }
-    const std::size_t place = (first_ + size_) % capacity_;
-    std::copy(routes.begin(), routes.end(),
-              routes_.begin() + static_cast<std::ptrdiff_t>(place * wide_));
-    std::fill_n(next_uses_.begin() + static_cast<std::ptrdiff_t>(place * far_), far_,
-                std::uint8_t{0});
-    ++size_;
-  }
-
- private:
-  std::size_t capacity_;
-  std::size_t top_k_;
-  std::size_t num_experts_;
-  std::size_t wide_;
-  std::size_t far_;
-  std::size_t first_ = 0;
-  std::size_t size_ = 0;
-  std::vector<std::int16_t> routes_;
-  std::vector<std::uint8_t> next_uses_;
-};
 
 /// What one request's text is known for, and how far its running token has come.
 struct Stream {
@@ -90,7 +31,7 @@ struct Stream {
   std::int64_t step = 0;    // its newest
   std::int64_t tokens = 0;  // finished
   ExpertUsage usage;
-  Pending pending;
+  PendingTokens pending;
   std::int32_t column = -1;  // of the newest token that joined the memory
   std::vector<std::uint16_t> overlap;
   AlikeTokens::Looking looking;
@@ -111,17 +52,11 @@ class ForecastScorer final : public Scorer {
         layers_(static_cast<std::size_t>(t_.num_layers)),
         experts_(static_cast<std::size_t>(t_.num_experts)),
         top_k_(static_cast<std::size_t>(t_.top_k)),
-        hidden_(static_cast<std::size_t>(t_.hidden)),
-        units_(static_cast<std::size_t>(t_.units)),
         prompt_tokens_(static_cast<std::size_t>(t_.prompt_tokens)),
         alike_(std::move(t_.memory), t_.num_layers, t_.num_experts, t_.top_k, t_.window),
-        features_((t_.usage.half_lives.size() + ExpertUsage::kShares + t_.discounts.size()) *
-                  experts_),
+        head_(std::move(t_.head), t_.num_layers, t_.num_experts, num_features(t_)),
+        features_(static_cast<std::size_t>(num_features(t_)) * experts_),
         followed_(experts_ * static_cast<std::size_t>(t_.window + 1)),
-        known_(hidden_),
-        gate_(units_),
-        units_of_(units_ * experts_),
-        logits_(experts_),
         ids_(top_k_),
         weights_(top_k_),
         keep_(layers_ * experts_),
@@ -213,44 +148,27 @@ class ForecastScorer final : public Scorer {
   }
 
  private:
-  static void check(const ForecastTables& t) {
-    require<ConfigError>(t.num_layers > 0 && t.num_experts > 0 && t.top_k > 0 && t.hidden > 0 &&
-                             t.units > 0 && t.prompt_tokens > 0 && t.context.size() == 2,
-                         [&] {
-                           return "scorer: got a forecaster of " + std::to_string(t.num_layers) +
-                                  " layers, " + std::to_string(t.num_experts) + " experts, width " +
-                                  std::to_string(t.hidden) + " and " + std::to_string(t.units) +
-                                  ", expected some of each";
-                         });
-    const std::int64_t layers = t.num_layers;
-    const std::int64_t experts = t.num_experts;
-    const std::int64_t wide = t.hidden;
-    const auto usage = static_cast<std::int64_t>(t.usage.half_lives.size() + ExpertUsage::kShares);
-    const auto features = usage + static_cast<std::int64_t>(t.discounts.size());
-    for (const std::int32_t each : t.context) {
-      require<ConfigError>(each >= 0 && each < usage, [&] {
-        return "scorer: got feature " + std::to_string(each) + " as context, expected one below " +
-               std::to_string(usage);
-      });
-    }
-    check_size("prefix", t.prefix.size(), layers * experts * wide);
-    check_size("own", t.own.size(), layers * experts * wide);
-    check_size("bias", t.bias.size(), layers * wide);
-    check_size("place", t.place.size(), layers * 2 * experts * wide);
-    check_size("position", t.position.size(), wide);
-    check_size("place_bias", t.place_bias.size(), wide);
-    check_size("certain", t.certain.size(), 2 * wide);
-    check_size("gate", t.gate.size(), layers * wide * t.units);
-    check_size("expert_in", t.expert_in.size(), features * t.units);
-    check_size("expert_in_bias", t.expert_in_bias.size(), t.units);
-    check_size("out", t.out.size(), layers * 2 * wide * experts);
-    check_size("out_bias", t.out_bias.size(), layers * 2 * experts);
-    check_size("expert_out", t.expert_out.size(), 2 * t.units);
-    check_size("expert_out_bias", t.expert_out_bias.size(), 2);
+  static std::int32_t num_usage_features(const ForecastTables& t) {
+    return static_cast<std::int32_t>(t.usage.half_lives.size() + ExpertUsage::kShares);
+  }
+  static std::int32_t num_features(const ForecastTables& t) {
+    return num_usage_features(t) + static_cast<std::int32_t>(t.discounts.size());
   }
 
-  [[nodiscard]] std::size_t row(std::size_t layer, std::size_t each) const {
-    return layer * experts_ + each;
+  static void check(const ForecastTables& t) {
+    require<ConfigError>(
+        t.num_layers > 0 && t.num_experts > 0 && t.top_k > 0 && t.prompt_tokens > 0, [&] {
+          return "scorer: got a forecaster of " + std::to_string(t.num_layers) + " layers, top " +
+                 std::to_string(t.top_k) + " of " + std::to_string(t.num_experts) + " experts, " +
+                 std::to_string(t.prompt_tokens) + " tokens of a prompt, expected some of each";
+        });
+    check_size("context", t.context.size(), 2);
+    for (const std::int32_t each : t.context) {
+      require<ConfigError>(each >= 0 && each < num_usage_features(t), [&] {
+        return "scorer: got feature " + std::to_string(each) + " as context, expected one below " +
+               std::to_string(num_usage_features(t));
+      });
+    }
   }
 
   Stream& stream_of(std::int64_t request) {
@@ -263,21 +181,21 @@ class ForecastScorer final : public Scorer {
     if (streams_.size() >= kMostStreams) forget_one();
     std::unique_ptr<Stream> made;
     if (latest_ == nullptr) {
-      made = std::make_unique<Stream>(
-          Stream{.usage = ExpertUsage(t_.usage, t_.num_layers, t_.num_experts),
-                 .pending = Pending(static_cast<std::size_t>(t_.window), layers_, experts_, top_k_),
-                 .overlap = {},
-                 .looking = {},
-                 .context = std::vector<float>(2 * hidden_),
-                 .next_context = std::vector<float>(2 * hidden_),
-                 .prefix = std::vector<float>(hidden_),
-                 .routes = std::vector<std::int16_t>(layers_ * top_k_, -1),
-                 .keep = std::vector<float>(layers_ * experts_),
-                 .next_token = std::vector<float>(layers_ * experts_)});
+      made = std::make_unique<Stream>(Stream{
+          .usage = ExpertUsage(t_.usage, t_.num_layers, t_.num_experts),
+          .pending = PendingTokens(static_cast<std::size_t>(t_.window), layers_, experts_, top_k_),
+          .overlap = {},
+          .looking = {},
+          .context = std::vector<float>(2 * head_.width()),
+          .next_context = std::vector<float>(2 * head_.width()),
+          .prefix = std::vector<float>(head_.width()),
+          .routes = std::vector<std::int16_t>(layers_ * top_k_, -1),
+          .keep = std::vector<float>(layers_ * experts_),
+          .next_token = std::vector<float>(layers_ * experts_)});
     } else {  // one text goes on where another ended
       made = std::make_unique<Stream>(*latest_);
       made->usage.begin_sequence();
-      std::fill_n(made->context.begin(), hidden_, 0.0F);
+      std::fill_n(made->context.begin(), head_.width(), 0.0F);
       while (made->pending.size() > 0) made->pending.pop();
       made->column = -1;
       made->tokens = 0;
@@ -381,24 +299,31 @@ class ForecastScorer final : public Scorer {
     }
     stream.usage.advance(layer, ids_, weights_, features_);
     for (std::size_t each = 0; each < 2; ++each) {
-      const std::span<float> sum(stream.next_context.data() + each * hidden_, hidden_);
-      const std::span<const float> values(
-          features_.data() + static_cast<std::size_t>(t_.context[each]) * experts_, experts_);
-      add_rows(sum, t_.place.data() + (l * 2 + each) * experts_ * hidden_, values);
+      const auto feature = static_cast<std::size_t>(t_.context[each]);
+      head_.add_context(layer, each, {features_.data() + feature * experts_, experts_},
+                        part(stream.next_context, each));
     }
-    for (const std::int32_t id : ids_) {
-      if (id < 0) continue;
-      add_scaled(stream.prefix, t_.prefix.data() + row(l, static_cast<std::size_t>(id)) * hidden_,
-                 1.0F);
-    }
+    head_.add_routes(layer, ids_, stream.prefix);
     if (!scores) {
       alike_.count(stream.looking, layer, ids_);
       return;
     }
     const AlikeTokens::Found found = alike_.look(stream.looking, layer, ids_);
     recall(found, layer);
-    know(stream, l, found.sure);
-    answer(stream, l);
+    head_.answer(layer,
+                 {.prefix = stream.prefix,
+                  .context = {part(stream.context, 0), part(stream.context, 1)},
+                  .position = stream.tokens,
+                  .sure = found.sure,
+                  .ids = ids_,
+                  .features = features_},
+                 {stream.next_token.data() + l * experts_, experts_},
+                 {stream.keep.data() + l * experts_, experts_});
+  }
+
+  /// One of the two halves of a context.
+  [[nodiscard]] std::span<float> part(std::vector<float>& context, std::size_t which) const {
+    return {context.data() + which * head_.width(), head_.width()};
   }
 
   /// What followed similar tokens: square roots of discounted next uses, as further features.
@@ -419,47 +344,6 @@ class ForecastScorer final : public Scorer {
         }
         recalled[g * experts_ + e] = std::sqrt(sum);
       }
-    }
-  }
-
-  /// The head's hidden layer.
-  void know(const Stream& stream, std::size_t l, const std::array<float, 2>& sure) {
-    const float position = std::log1p(static_cast<float>(stream.tokens)) / 5;
-    std::copy_n(t_.place_bias.begin(), hidden_, known_.begin());
-    add_scaled(known_, stream.context.data(), 1);
-    add_scaled(known_, stream.context.data() + hidden_, 1);
-    add_scaled(known_, t_.position.data(), position);
-    add_scaled(known_, stream.prefix.data(), 1);
-    add_scaled(known_, t_.bias.data() + l * hidden_, 1);
-    add_scaled(known_, t_.certain.data(), sure[0]);
-    add_scaled(known_, t_.certain.data() + hidden_, sure[1]);
-    for (const std::int32_t id : ids_) {
-      if (id < 0) continue;
-      add_scaled(known_, t_.own.data() + row(l, static_cast<std::size_t>(id)) * hidden_, 1);
-    }
-    silu(known_);
-  }
-
-  /// The head's answers: what the layer's experts have in common, and what is each one's own.
-  void answer(Stream& stream, std::size_t l) {
-    std::copy_n(t_.expert_in_bias.begin(), units_, gate_.begin());
-    add_rows(gate_, t_.gate.data() + l * hidden_ * units_, known_);
-    const std::size_t num_features = features_.size() / experts_;
-    for (std::size_t u = 0; u < units_; ++u) {
-      const std::span<float> unit(units_of_.data() + u * experts_, experts_);
-      std::fill(unit.begin(), unit.end(), gate_[u]);
-      add_rows(unit, features_.data(), {t_.expert_in.data() + u * num_features, num_features});
-    }
-    silu(units_of_);
-    for (std::size_t g = 0; g < kOutputs; ++g) {
-      const std::size_t at = l * kOutputs + g;
-      for (std::size_t e = 0; e < experts_; ++e) {
-        logits_[e] = t_.out_bias[at * experts_ + e] + t_.expert_out_bias[g];
-      }
-      add_rows(logits_, t_.out.data() + at * hidden_ * experts_, known_);
-      add_rows(logits_, units_of_.data(), {t_.expert_out.data() + g * units_, units_});
-      std::vector<float>& scores = g == 0 ? stream.next_token : stream.keep;
-      for (std::size_t e = 0; e < experts_; ++e) scores[row(l, e)] = sigmoid(logits_[e]);
     }
   }
 
@@ -485,10 +369,9 @@ class ForecastScorer final : public Scorer {
   std::size_t layers_;
   std::size_t experts_;
   std::size_t top_k_;
-  std::size_t hidden_;
-  std::size_t units_;
   std::size_t prompt_tokens_;
   AlikeTokens alike_;
+  ForecastHead head_;
 
   std::vector<std::unique_ptr<Stream>> streams_;
   std::vector<Stream*> running_;  // of the step, in order of its rows
@@ -502,10 +385,6 @@ class ForecastScorer final : public Scorer {
   // Of a call.
   std::vector<float> features_;  // [F + R, E]
   std::vector<float> followed_;  // [E, window + 1], weight of similar tokens by next use
-  std::vector<float> known_;
-  std::vector<float> gate_;
-  std::vector<float> units_of_;  // [U, E]
-  std::vector<float> logits_;
   std::vector<std::int32_t> ids_;
   std::vector<float> weights_;
   std::vector<float> keep_;

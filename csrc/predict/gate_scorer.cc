@@ -7,8 +7,8 @@
 
 #include "base/error.h"
 #include "kernels/convert.h"
-#include "predict/scorers.h"
 #include "predict/scorer_parts.h"
+#include "predict/scorers.h"
 
 namespace sluice {
 namespace {

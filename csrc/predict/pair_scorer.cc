@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "base/error.h"
-#include "predict/scorers.h"
 #include "predict/scorer_parts.h"
+#include "predict/scorers.h"
 
 namespace sluice {
 namespace {

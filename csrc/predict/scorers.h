@@ -7,6 +7,7 @@
 #include "engine/scorer.h"
 #include "predict/alike_tokens.h"
 #include "predict/expert_usage.h"
+#include "predict/forecast_head.h"
 
 namespace sluice {
 
@@ -52,40 +53,22 @@ struct GateTables {
 [[nodiscard]] std::unique_ptr<Scorer> make_gate_scorer(GateTables tables);
 
 /// The forecaster (`sluice.predict.networks.forecaster`): keep-scores of the layer that has routed,
-/// and guesses for the same layer of the next token. Two outputs of its head are there: the
-/// probability of a use by the next token, and the discounted next use that this cache ranks by.
+/// and guesses for the same layer of the next token. The head's features are those of
+/// `ExpertUsage`, then what followed similar tokens, by discount.
 ///
-/// Shapes: discounts `[R]`; window: tokens that futures are followed for. The head, as
-/// `ForecastHead` names its parts, W wide with U units per expert: prefix, own `[S, E, W]`; bias
-/// `[S, W]`; place `[S, 2, E, W]` of features context[0] and context[1]; position, place_bias
-/// `[W]`; certain `[2, W]`; gate `[S, W, U]`; expert_in `[U, F + R]`; expert_in_bias `[U]`; out
-/// `[S, 2, W, E]`; out_bias `[S, 2, E]`; expert_out `[2, U]`; expert_out_bias `[2]`.
+/// Shapes: discounts `[R]`, of a next use within `window` tokens; context `[2]`, the features of
+/// `ExpertUsage` that the next token reads, of its own sequence first.
 struct ForecastTables {
   std::int32_t num_layers = 0;
   std::int32_t num_experts = 0;
   std::int32_t top_k = 0;
-  std::int32_t hidden = 0;
-  std::int32_t units = 0;
   std::int32_t window = 0;
   std::int32_t prompt_tokens = 0;  ///< of a longer forward, so many of the newest are read
   UsageShape usage;
   MemoryTables memory;
   std::vector<float> discounts;
   std::vector<std::int32_t> context;
-  std::vector<float> prefix;
-  std::vector<float> own;
-  std::vector<float> bias;
-  std::vector<float> place;
-  std::vector<float> position;
-  std::vector<float> place_bias;
-  std::vector<float> certain;
-  std::vector<float> gate;
-  std::vector<float> expert_in;
-  std::vector<float> expert_in_bias;
-  std::vector<float> out;
-  std::vector<float> out_bias;
-  std::vector<float> expert_out;
-  std::vector<float> expert_out_bias;
+  ForecastHeadTables head;
 };
 /// Errors: ConfigError when a table's size does not fit the others.
 [[nodiscard]] std::unique_ptr<Scorer> make_forecast_scorer(ForecastTables tables);

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+_READ_ROUTES_ALONE = ("pairs",)
+"""Kinds of scorers that need nothing of what lies in a GPU's memory."""
 _NO_IDS = np.zeros(0, np.int64)
 _LEAST_PROBABILITY = 0.5
 """Below it a guess is not worth the link: where the link is the limit, guesses at 0.2 read a fifth
@@ -39,6 +41,35 @@ _MOST_APART = 8
 """Steps from plan to plan at most: below `_CONTROL`, whose own steps are never planned for."""
 _MOST_WAITING = 64
 """Steps that may wait for the thread; when there are more, all of them are forgotten."""
+
+
+def follow(session: Session, predictor: Any, *, kind: str | None = None) -> Foresight | Lookahead:
+    """Has a predictor follow a session's model; see `Session.predict`."""
+    from sluice.predict import make
+
+    made: Any = make(predictor, model_fingerprint=session.fingerprint)
+    if kind is not None and made.name != kind:
+        raise ConfigError(
+            f"predictor: got {predictor!r}, a {made.name!r}, beside preset="
+            f"{session.options.preset!r}, expected a {kind!r}"
+        )
+    if getattr(made, "shape", ...) is None and getattr(made, "needs_fit", False):
+        raise ConfigError(
+            f"predictor: got {made.name!r}, which knows nothing yet; expected a folder of a "
+            f"trained one: `sluice train {made.name} --trace FILE --out FOLDER`"
+        )
+    _tell_capacity(session, made)
+    tables = getattr(made, "core_tables", lambda: None)()
+    if tables is None or (session.device != "cpu" and tables[0] not in _READ_ROUTES_ALONE):
+        return Foresight(session, made)
+    return Lookahead(session, made.name, *tables)
+
+
+def _tell_capacity(session: Session, predictor: Any) -> None:
+    """Tells a predictor that ranks how many experts a layer can keep: few want another ranking."""
+    if hasattr(predictor, "capacity"):
+        slots = sum(int(c["num_slots"]) for c in session.plan()["classes"])
+        predictor.capacity = max(1, slots // int(session.store.num_layers))
 
 
 @dataclass(slots=True)
@@ -89,7 +120,6 @@ class Foresight:
             int(session.store.layer(layer)["num_experts"]) for layer in range(self._layers)
         )
         self._pid = os.getpid()
-        tell_capacity(session, predictor)
         self._hidden = bool(getattr(predictor, "needs_hidden", False))
         self._prompt_tokens = _prompt_tokens_of(predictor)
         self._running: _Step | None = None
@@ -388,13 +418,6 @@ def _use_one_thread() -> None:
     others = threading.Thread(target=torch.set_num_threads, args=(before,))
     others.start()
     others.join()
-
-
-def tell_capacity(session: Session, predictor: Any) -> None:
-    """Tells a predictor that ranks how many experts a layer can keep: few want another ranking."""
-    if hasattr(predictor, "capacity"):
-        slots = sum(int(c["num_slots"]) for c in session.plan()["classes"])
-        predictor.capacity = max(1, slots // int(session.store.num_layers))
 
 
 def _kept(tensor: torch.Tensor, rows: Array | None) -> torch.Tensor:

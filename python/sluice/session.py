@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from sluice.trace.recorder import Recorder
 
 _CALLBACKS = ("gate_callback", "post_callback")
-_READ_ROUTES_ALONE = ("pairs",)
-"""Kinds of scorers that need nothing that lies in a GPU's memory."""
 OPERATOR_FAILED = "sluice::experts_forward failed"
 """Begins the text of the RuntimeError behind which `_core.take_error` has the real one."""
 
@@ -258,25 +256,9 @@ class Session:
                 session without a model.
             CheckpointError: The folder is damaged, or of another model.
         """
-        from sluice.foresight import Foresight, Lookahead, tell_capacity
-        from sluice.predict import make
+        from sluice.foresight import follow
 
-        made: Any = make(predictor, model_fingerprint=self.fingerprint)
-        if kind is not None and made.name != kind:
-            raise ConfigError(
-                f"predictor: got {predictor!r}, a {made.name!r}, beside preset="
-                f"{self.options.preset!r}, expected a {kind!r}"
-            )
-        if getattr(made, "shape", ...) is None and getattr(made, "needs_fit", False):
-            raise ConfigError(
-                f"predictor: got {made.name!r}, which knows nothing yet; expected a folder of a "
-                f"trained one: `sluice train {made.name} --trace FILE --out FOLDER`"
-            )
-        tell_capacity(self, made)
-        tables = getattr(made, "core_tables", lambda: None)()
-        if tables is None or (self.device != "cpu" and tables[0] not in _READ_ROUTES_ALONE):
-            return Foresight(self, made)
-        return Lookahead(self, made.name, *tables)
+        return follow(self, predictor, kind=kind)
 
     def add_scorer(self, kind: str, tables: Mapping[str, Any]) -> int:
         """Has somebody guess and rank inside of forwards, from what `core_tables` gave.

@@ -58,6 +58,17 @@ class Predictor(Protocol):
 
     `begin_step` comes before layer 0 of each forward, `observe` after each layer's router. A
     predictor never raises for what it has not seen: it guesses nothing.
+
+    What it may have beside these, each asked for by name and left out at will:
+
+    - `needs_hidden`: True, and events carry states;
+    - `prompt_tokens`: how many of a prompt's newest tokens it wants to see; None, all;
+    - `needs_fit` and `shape`: it knows nothing while the one is True and the other None, and is
+      refused beside a model; one with a `bind(shape)` that needs no fit is told the shape;
+    - `upcoming(horizon)`: float32 `[horizon, E]`, in place of `plan`, which is then not asked;
+    - `capacity`: set before it runs to the experts of a layer that the cache can hold;
+    - `core_tables()`: a kind of scorer and its tables (`csrc/predict/scorers.h`), by which the core
+      does its work without Python; None: it runs on a thread.
     """
 
     name: str

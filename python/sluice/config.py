@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 from sluice import _core
 from sluice.errors import ConfigError
+from sluice.text import nearest
 
 BACKINGS = ("auto", "ram", "disk")
 HOST_TIERS = ("inclusive", "none")
@@ -149,7 +149,7 @@ class OffloadOptions:
         known = [field.name for field in dataclasses.fields(cls)]
         for key in fields:
             if key not in known:
-                raise ConfigError(f"{key}: there is no such option{_nearest(key, known)}")
+                raise ConfigError(f"{key}: there is no such option{nearest(key, known)}")
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -299,14 +299,14 @@ def _check_policy(value: object) -> None:
     try:
         _core.check_policy(value)
     except ConfigError as error:
-        raise ConfigError(f"{error}{_nearest(value, _core.policy_names())}") from None
+        raise ConfigError(f"{error}{nearest(value, _core.policy_names())}") from None
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(
             f"{name}: got {value!r}, expected one of {', '.join(choices)}"
-            f"{_nearest(str(value), choices)}"
+            f"{nearest(str(value), choices)}"
         )
 
 
@@ -336,8 +336,3 @@ def _patterns(value: object) -> tuple[str, ...]:
             f"exclude: got {value!r}, expected regular expressions: {error}"
         ) from None
     return patterns
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""

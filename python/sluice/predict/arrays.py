@@ -29,6 +29,14 @@ def ids_of(trace: Trace) -> Array:
     return trace.token_ids.astype(np.int64)
 
 
+def rows_of(ids: Array, known: Array) -> Array:
+    """Where ids lie in an ascending list; its length for those that do not."""
+    at = np.searchsorted(known, ids)
+    there = at < len(known)
+    there[there] = known[at[there]] == ids[there]
+    return np.where(there, at, len(known))
+
+
 def take(
     arrays: Mapping[str, Array], name: str, shape: tuple[int, ...], dtype: Any = np.float32
 ) -> Array:
@@ -51,6 +59,23 @@ def take(
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise CheckpointError(f"predictor: got {name} with values that are not finite")
     return array
+
+
+def take_routes(
+    arrays: Mapping[str, Array], name: str, shape: tuple[int, ...], num_experts: int
+) -> Array:
+    """Routes of a saved state.
+
+    Raises:
+        CheckpointError: They do not fit, or name experts that there are not.
+    """
+    routes = take(arrays, name, shape, np.int16)
+    if routes.size and (routes.min() < -1 or routes.max() >= num_experts):
+        raise CheckpointError(
+            f"predictor: got experts of {routes.min()} to {routes.max()} in {name}, expected -1 "
+            f"to {num_experts - 1}"
+        )
+    return routes
 
 
 def names_as_array(names: Sequence[str]) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import os
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, cast
 
 from sluice.errors import ConfigError
 from sluice.predict.protocol import Predictor
+from sluice.text import nearest
 
 _ROOM = "sluice.predict"
 _PLACES = {
@@ -45,11 +45,9 @@ def predictor_class(name: str) -> type[Any]:
     """
     place = _PLACES.get(name)
     if place is None:
-        near = difflib.get_close_matches(name, _PLACES, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
             f"predictor: got {name!r}, expected one of {', '.join(_PLACES)}, or a folder that "
-            f"`sluice train` wrote{meant}"
+            f"`sluice train` wrote{nearest(name, _PLACES)}"
         )
     module, _, kind = place.partition(":")
     return cast("type[Any]", getattr(importlib.import_module(f"{_ROOM}.{module}"), kind))
@@ -107,11 +105,9 @@ def settings_of(kind: type[Any], fields: Mapping[str, Any]) -> Any:
     values: dict[str, Any] = {}
     for name, value in fields.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
                 f"{kind.name}: there is no setting {name!r}, expected {', '.join(known) or 'none'}"
-                f"{meant}"
+                f"{nearest(name, known)}"
             )
         listed = isinstance(value, list) and isinstance(known[name].default, tuple)
         values[name] = tuple(cast("list[Any]", value)) if listed else value

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sluice.errors import CheckpointError, ConfigError
-from sluice.predict.arrays import multi_hot, take
+from sluice.errors import ConfigError
+from sluice.predict.arrays import multi_hot, take, take_routes
 from sluice.predict.base import Shape
 from sluice.trace import Trace
 
@@ -126,13 +126,9 @@ class Stretch:
         Raises:
             CheckpointError: They are missing, do not fit, or name experts that are not there.
         """
-        routes = take(arrays, "memory.routes", (-1, shape.num_layers, shape.top_k), np.int16)
+        rows = (-1, shape.num_layers, shape.top_k)
+        routes = take_routes(arrays, "memory.routes", rows, shape.num_experts)
         sequence = take(arrays, "memory.sequence", (len(routes),), np.int64)
-        if routes.size and (routes.min() < -1 or routes.max() >= shape.num_experts):
-            raise CheckpointError(
-                f"predictor: got experts {routes.min()} to {routes.max()} in its memory, expected "
-                f"-1 (none) or one below {shape.num_experts}"
-            )
         return cls(routes, sequence, shape.num_experts)
 
     @property

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from sluice.errors import ConfigError
-from sluice.predict.arrays import multi_hot, take
+from sluice.predict.arrays import ids_of, multi_hot, rows_of, take
 from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.networks.causal import Causal, Past
@@ -178,7 +178,7 @@ class RoutingPath(BasePredictor[RoutingPathSettings]):
         if self._net is None:
             return found
         previous = previous_routes(trace)
-        ids = _ids_of(trace)
+        ids = ids_of(trace)
         with torch.no_grad():
             for sequence in trace.sequences:
                 past = Past()
@@ -199,7 +199,7 @@ class RoutingPath(BasePredictor[RoutingPathSettings]):
     def _rates_of(self, ids: Array) -> Array:
         """What fitted tokens of these ids used, `[T, S * E]`."""
         assert self._ids is not None and self._rates is not None
-        return self._rates[_rows_of(ids, self._ids)]
+        return self._rates[rows_of(ids, self._ids)]
 
     # Fitting
 
@@ -208,7 +208,7 @@ class RoutingPath(BasePredictor[RoutingPathSettings]):
     ) -> Mapping[str, Any] | None:
         settings = self.settings
         rng = np.random.default_rng(seed)
-        ids = _ids_of(trace)
+        ids = ids_of(trace)
         previous = previous_routes(trace)
         used = multi_hot(trace.experts, trace.num_experts).reshape(trace.num_tokens, -1)
         table = _Table(ids, used)
@@ -357,7 +357,7 @@ class _Table:
         own_ids, own = self._all_ids[rows], self._used[rows]
 
         def of(ids: Array) -> Array:
-            at = _rows_of(ids, self.ids)
+            at = rows_of(ids, self.ids)
             counts = np.concatenate([self._counts, np.zeros((1, own.shape[1]), np.float32)])[at]
             tokens = np.append(self._tokens, 0)[at]
             same = (own_ids[None] == ids[:, None]) & (ids[:, None] >= 0)
@@ -365,20 +365,6 @@ class _Table:
             return self._shrunk(counts, tokens)[:-1].astype(np.float32)
 
         return of
-
-
-def _rows_of(ids: Array, known: Array) -> Array:
-    """Where ids lie in a sorted list; its length for those that do not."""
-    at = np.searchsorted(known, ids)
-    there = at < len(known)
-    there[there] = known[at[there]] == ids[there]
-    return np.where(there, at, len(known))
-
-
-def _ids_of(trace: Trace) -> Array:
-    if trace.token_ids is None:
-        return np.full(trace.num_tokens, _UNKNOWN, np.int64)
-    return trace.token_ids.astype(np.int64)
 
 
 def _pieces(trace: Trace, most: int) -> list[tuple[int, slice]]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sluice.errors import ConfigError
-from sluice.predict.arrays import ids_of, multi_hot, take
+from sluice.predict.arrays import ids_of, multi_hot, rows_of, take
 from sluice.predict.base import BasePredictor, Progress, Shape
 from sluice.predict.live import Request
 from sluice.predict.offline import Horizon, known_layers
@@ -261,10 +261,7 @@ class NextGate(BasePredictor[NextGateSettings]):
     def _step(self, ids: Array, layer: int, ahead: int) -> Array:
         """What is added on the mean on the way to `layer`, for token ids `[N]`: `[N, H]`."""
         assert self._means is not None
-        row = np.full(len(ids), len(self._ids))
-        if len(self._ids):
-            place = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
-            row = np.where(self._ids[place] == ids, place, row)
+        row = rows_of(ids, self._ids)
         here, there = self._means[row, layer - ahead], self._means[row, layer]
         return there.astype(np.float32) - here.astype(np.float32)
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sluice.errors import CheckpointError, ConfigError
-from sluice.predict.arrays import ids_of, multi_hot, take
+from sluice.errors import ConfigError
+from sluice.predict.arrays import ids_of, multi_hot, take, take_routes
 from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.offline import Horizon, known_layers, previous_routes
@@ -215,20 +215,3 @@ class _Memory:
         self.paths: Paths | None = None
         self.likeness: Likeness | None = None
         self.layers = 0
-
-
-def take_routes(
-    arrays: Mapping[str, Array], name: str, shape: tuple[int, ...], num_experts: int
-) -> Array:
-    """Routes of a saved state.
-
-    Raises:
-        CheckpointError: They do not fit, or name experts that there are not.
-    """
-    routes = take(arrays, name, shape, np.int16)
-    if routes.size and (routes.min() < -1 or routes.max() >= num_experts):
-        raise CheckpointError(
-            f"predictor: got experts of {routes.min()} to {routes.max()} in {name}, expected -1 "
-            f"to {num_experts - 1}"
-        )
-    return routes

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sluice.errors import CheckpointError, ConfigError
-from sluice.predict.arrays import multi_hot, take
+from sluice.predict.arrays import multi_hot, rows_of, take
 from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.offline import Horizon, known_layers
@@ -132,8 +132,7 @@ class TokenTable(BasePredictor[TokenTableSettings]):
         if self._rates is None:
             return np.zeros(shape, np.float32)
         found = np.broadcast_to(self._rates, shape).copy()
-        if len(self._ids):
-            place = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
-            known = self._ids[place] == ids
-            found[known] = self._table[place[known]]
+        place = rows_of(ids, self._ids)
+        known = place < len(self._ids)
+        found[known] = self._table[place[known]]
         return found

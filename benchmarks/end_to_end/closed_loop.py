@@ -104,7 +104,7 @@ def require_unread(arms: Mapping[str, Arm], routes: Routes | None) -> None:
 def derived_of(
     name: str, samples: Mapping[str, Sequence[float]], demand_bytes: Mapping[str, float]
 ) -> dict[str, float]:
-    """What an arm's row says beside the others of its budget, by sums over the rounds they share.
+    """What an arm's row says beside the others of its budget, by medians: one stall is no figure.
 
     `over_demand`, `over_lru_overlap`: tokens/s over those of the arms; `saves`: the share of
     lru-overlap's time; `bound_saves`: what the second bound saves of it; `of_bound`: the first
@@ -113,16 +113,16 @@ def derived_of(
     """
     kind, _, share = name.partition("@")
     if kind.startswith("resident-foresight") and "resident-sluice" in samples:
-        undisturbed = float(np.sum(samples["resident-sluice"]))
-        return {"over_undisturbed": undisturbed / float(np.sum(samples[name]))}
+        undisturbed = float(np.median(samples["resident-sluice"]))
+        return {"over_undisturbed": undisturbed / float(np.median(samples[name]))}
     if not share:
         return {}
 
     def seconds(mode: str) -> float | None:
         found = samples.get(f"{mode}@{share}")
-        return None if found is None else float(np.sum(found))
+        return None if found is None else float(np.median(found))
 
-    mine = float(np.sum(samples[name]))
+    mine = float(np.median(samples[name]))
     demand, floor, bound = (seconds(mode) for mode in ("lru-demand", FLOOR, BOUND))
     out: dict[str, float] = {}
     if demand is not None:

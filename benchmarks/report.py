@@ -29,8 +29,8 @@ TITLES = {
     "closed-loop-reference": (
         "Foresight on the reference model's own text (prompts of its test split), bf16, batch 1"
     ),
-    "closed-loop-reference-550": "The same from a disk held to 550 MB/s",
-    "closed-loop-reference-50": "Foresight, reference model (own text, 25 %), disk held to 50 MB/s",
+    "closed-loop-reference-550": "Foresight, reference model (own text), disk held to 550 MB/s",
+    "closed-loop-reference-50": "Foresight, reference model (own text), disk held to 50 MB/s",
     "closed-loop-dsv2lite-4-layer-cut": (
         "Foresight, DeepSeek-V2-Lite layer shapes (4-layer cut, recorded routes), bf16, batch 1"
     ),

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from sluice import log
 from sluice.errors import ConfigError
+from sluice.hf.steps import Observer, Step
 from sluice.predict.protocol import Guess, Predictor, RoutingEvent
 
 if TYPE_CHECKING:
     import torch
 
-    from sluice.hf.steps import Step
     from sluice.session import Session
 
 Array = NDArray[Any]
@@ -88,7 +88,7 @@ class _Step:
     )
 
 
-class Foresight:
+class Foresight(Observer):
     """Shows a predictor every step of a model, and hands its plans to the session.
 
     One thread, woken once a step, observes the step that has ended, plans for the one that begins
@@ -198,9 +198,6 @@ class Foresight:
                 self._session.note("predictor_steps_lost", _MOST_WAITING)
                 self._inbox.clear()
             self._inbox.append(ended)
-
-    def forget(self, requests: Array) -> None:
-        """Nothing to take back: what was routed was routed."""
 
     def close(self) -> None:
         """Ends the thread after what it does now. Idempotent."""
@@ -321,7 +318,7 @@ class Foresight:
         return table
 
 
-class Lookahead:
+class Lookahead(Observer):
     """A predictor's tables in the core: it guesses and ranks inside of each forward.
 
     No Python runs for it but, once a step, to say whose rows come. Keep-scores are there before a
@@ -340,7 +337,7 @@ class Lookahead:
     Thread safety: an `Observer`, called on the caller's thread; `close` from anywhere.
     """
 
-    sees_layers = False
+    sees_layers = False  # the core is there
 
     def __init__(self, session: Session, name: str, kind: str, tables: Mapping[str, Any]) -> None:
         self.name = name
@@ -365,22 +362,6 @@ class Lookahead:
         except Exception as error:
             self._closed = True  # taken off by whoever closes it, not in the middle of a forward
             _tell_failed(self._session, self.name, error)
-
-    def routed(
-        self,
-        step: Step,
-        layer: int,
-        hidden: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-    ) -> None:
-        """Never called: the core is there."""
-
-    def end_step(self, step: Step, *, complete: bool) -> None:
-        """Nothing to do: the core counts its layers."""
-
-    def forget(self, requests: Array) -> None:
-        """Nothing to take back: what was routed was routed."""
 
     def close(self) -> None:
         """It says nothing from the next forward on. Idempotent."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 Requests = NDArray[np.int64]
 
@@ -44,15 +46,19 @@ class Step:
     tasks: tuple[str, ...]
 
 
-class Observer(Protocol):
-    """Who watches a model run. Called on the caller's thread: what it takes, the model waits.
+class Observer:
+    """Who watches a model run; it overrides what it wants to know.
 
-    One with `sees_layers = False` is not told of layers.
+    Called on the caller's thread: what it takes, the model waits.
+
+    Attributes:
+        sees_layers: False: it is not told of layers, which then cost nothing.
     """
+
+    sees_layers: ClassVar[bool] = True
 
     def begin_step(self, step: Step) -> None:
         """A forward begins."""
-        ...
 
     def routed(
         self,
@@ -67,12 +73,9 @@ class Observer(Protocol):
         Shapes: hidden `[B T, H]`, ids int64 and weights `[B T, K]`, where the model is. They are
         the model's own: read them, or clone.
         """
-        ...
 
     def end_step(self, step: Step, *, complete: bool) -> None:
         """The forward has ended; not `complete` when it raised, or ran other rows than its own."""
-        ...
 
     def forget(self, requests: Requests) -> None:
         """What was seen of these requests is not what they turned out to be."""
-        ...

@@ -127,7 +127,7 @@ class Tap:
                 session.routed = None
 
     def _sees_layers(self) -> bool:
-        return any(getattr(observer, "sees_layers", True) for observer in self._observers)
+        return any(observer.sees_layers for observer in self._observers)
 
     def close(self) -> None:
         """Takes every observer off."""

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sluice.errors import ConfigError
+from sluice.hf.steps import Observer, Step
 from sluice.trace.files import bytes_of, save
 from sluice.trace.trace import Array, Trace, TraceSequence, content_hash
 
 if TYPE_CHECKING:
     import torch
 
-    from sluice.hf.steps import Step
     from sluice.session import Session
 
 _STEPS_AT_ONCE = 128
@@ -55,7 +55,7 @@ class _Request:
     generated: bool
 
 
-class Recorder:
+class Recorder(Observer):
     """A context manager: what runs within it is in `trace()`.
 
     Args: those of `Session.record`.

@@ -521,11 +521,14 @@ def test_a_predictor_sees_what_the_recorder_records(model: Any) -> None:
         following.close()
         found = recorder.trace()
     assert watching.begun[0] == (0, [0] * 5, PROMPT[0].tolist(), ("t",) * 5)
+    first = watching.events[:24]
+    assert [event.decode for event in first] == [False] * 3 + [True] * 21
+    assert [len(event.experts) for event in first] == [5] * 3 + [1] * 21
+    assert [event.layer for event in first] == [0, 1, 2] * 8
     shown = found.sequences[0].length
     assert found.hidden is not None
     for layer in range(3):
         events = [event for event in watching.events if event.layer == layer]
-        assert [event.decode for event in events[:8]] == [False] + [True] * 7
         routes = np.concatenate([event.experts for event in events])[:shown]
         weights = np.concatenate([event.weights for event in events])[:shown]
         order = np.argsort(-weights, axis=-1, kind="stable")

@@ -8,8 +8,9 @@ each seed, which also deals the sequences.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from harness import row
 from reference_traces import recorded
 from sluice import predict
 from sluice.reference import reference_model
-from sluice.simulate import gather_scores, order_of, popular_experts, replay, routes_of
+from sluice.simulate import (
+    Contender,
+    gather_scores,
+    order_of,
+    popular_experts,
+    replay,
+    routes_of,
+    run_grid,
+)
 from sluice.simulate.replay import ReplayResult
 from sluice.simulate.routes import Routes
 from sluice.trace import Split, Trace, concatenate, leave_out, load, split_by_sequence
@@ -54,8 +63,8 @@ def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
     files = [file_of(name) for name in work["traces"]]
     parts = [first_sequences(load(path), work.get("sequences")) for path in files]
     stored = concatenate(parts)
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    recalls: dict[str, list[dict[str, float]]] = {}
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    recalls: dict[str, list[dict[str, Any]]] = {}
     for without, seed, split in splits(parts, stored, work):
         fit, choose, score = (split.of(stored, role) for role in ("fit", "choose", "score"))
         predictors = {
@@ -66,8 +75,14 @@ def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
         for name, predictor in predictors.items():
             recalls.setdefault(name, []).append(recall(predictor, score, work))
         for stream in streams(score, work):
-            for name, figures in judge(stream, fit, predictors, work).items():
-                found.setdefault((stream.name, name), []).append(figures)
+            judged = {stream.name: judge(stream, fit, predictors, work)} | {
+                f"{stream.name}, batch {batch}": judge_batch(stream, batch, fit, work)
+                for batch in work["batches"]
+                if batch > 1
+            }
+            for where, contenders in judged.items():
+                for name, figures in contenders.items():
+                    found.setdefault((where, name), []).append(figures)
     data = {
         "traces": [path.name for path in files],
         "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
@@ -128,12 +143,13 @@ def fitted(name: str, settings: dict[str, Any], fit: Trace, choose: Trace, seed:
     return made
 
 
-def recall(predictor: Any, score: Trace, work: dict[str, Any]) -> dict[str, float]:
-    """Recall and precision by horizon and n; B_acc by batch and size of the predicted set."""
+def recall(predictor: Any, score: Trace, work: dict[str, Any]) -> dict[str, Any]:
+    """Recall and precision by horizon, n and layer; B_acc by batch and size of the predicted set;
+    what the fit took."""
     result = predict.evaluate(
         predictor, score, horizons=work["horizons"], batches=work["batches"], first_layer=1
     )
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {"fit_s": predictor.fitting.duration_s}
     for at in result.results:
         for depth in at.depths:
             name = f"{at.horizon}: recall@{depth.n}"
@@ -144,6 +160,8 @@ def recall(predictor: Any, score: Trace, work: dict[str, Any]) -> dict[str, floa
                 f"{name} worst task": min(depth.by_task.values()),
                 f"{at.horizon}: precision@{depth.n}": depth.precision,
             }
+            if depth.n == result.top_k:
+                figures[f"{name} by layer"] = depth.by_layer
         figures[f"{at.horizon}: exact set"] = at.exact_set
         figures[f"{at.horizon}: calibration error"] = at.calibration_error
         for union in at.unions:
@@ -187,55 +205,68 @@ def shared_tokens(trace: Trace) -> int:
 
 def judge(
     stream: Stream, fit: Trace, predictors: dict[str, Any], work: dict[str, Any]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Per contender: hits and gap closed by slots, mean and interval, without shared tokens."""
-    slots = [max(1, round(share * stream.routes.num_experts)) for share in work["slots"]]
-    results: dict[str, list[ReplayResult]] = {}
-    for name in dict.fromkeys(["lru", "belady", *work["policies"]]):
-        results[name] = [
-            replay(
-                stream.routes,
-                name,
-                count,
-                unscored=0,
-                preloaded=popular_experts(fit, count) if name == "static" else (),
-            )
-            for count in slots
-        ]
+    slots = slots_of(stream.routes, work)
+    contenders = policies(fit, work)
     for name, predictor in predictors.items():
         kept = predictor.keep_scores_of(stream.trace, slots)
         if kept is not None:
-            results[name] = [
-                replay(
-                    stream.routes,
-                    "forecast:always",
-                    count,
-                    unscored=0,
-                    scores=gather_scores(stream.routes, scores),
-                )
-                for count, scores in zip(slots, kept, strict=True)
-            ]
+            scores = {
+                count: gather_scores(stream.routes, each)
+                for count, each in zip(slots, kept, strict=True)
+            }
+            contenders.append(Contender(name, "forecast:always", scores=scores))
+    grid = run_grid(stream.routes, contenders, slots, unscored=0)
+    forced = [replay(stream.routes, "belady", count, bypass=False, unscored=0) for count in slots]
+    results = {**grid.rows, "belady-no-bypass": forced}
     requests = np.diff(stream.routes.begins)
     misses = {n: np.stack([requests - r.event_hits for r in rs]) for n, rs in results.items()}
-    figures: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for name, replayed in results.items():
         of = (misses["lru"], misses[name], misses["belady"])
-        gaps = closed(*(m.sum(1) for m in of))
         own = closed(*(m[:, stream.own].sum(1) for m in of))
         low, high = interval(stream.sequence, of)
         figures[name] = {
-            "value": float(np.mean(gaps)),
+            **by_slots(closed(*(m.sum(1) for m in of)), replayed, work),
             "low": low,
             "high": high,
             "without_shared_tokens": float(np.mean(own)),
-            **{
-                f"gap_{share:g}": float(gap) for share, gap in zip(work["slots"], gaps, strict=True)
-            },
-            **{
-                f"hits_{share:g}": result.hit_ratio
-                for share, result in zip(work["slots"], replayed, strict=True)
-            },
         }
+    return figures
+
+
+def judge_batch(
+    stream: Stream, batch: int, fit: Trace, work: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The same of policies alone while so many sequences run side by side, without intervals:
+    keep-scores follow one sequence after the other."""
+    routes = routes_of(stream.trace, batch=batch, phase=work.get("phase", "all"))
+    grid = run_grid(routes, policies(fit, work), slots_of(routes, work), unscored=0)
+    return {
+        name: by_slots(np.array(grid.gap_closed(name)), replayed, work)
+        for name, replayed in grid.rows.items()
+    }
+
+
+def slots_of(routes: Routes, work: dict[str, Any]) -> list[int]:
+    """Of a layer, by the scenario's shares."""
+    return [max(1, round(share * routes.num_experts)) for share in work["slots"]]
+
+
+def policies(fit: Trace, work: dict[str, Any]) -> list[Contender]:
+    """The scenario's; a static cache holds what the fit saw most."""
+    popular = {"static": partial(popular_experts, fit)}
+    return [Contender(name, name, preloaded=popular.get(name)) for name in work["policies"]]
+
+
+def by_slots(
+    gaps: np.ndarray, replayed: Sequence[ReplayResult], work: dict[str, Any]
+) -> dict[str, float]:
+    """The mean gap closed; gap and hits of each share of slots."""
+    figures = {"value": float(np.mean(gaps))}
+    for share, gap, result in zip(work["slots"], gaps, replayed, strict=True):
+        figures |= {f"gap_{share:g}": float(gap), f"hits_{share:g}": result.hit_ratio}
     return figures
 
 
@@ -259,7 +290,7 @@ def one(
     data: dict[str, Any],
     mode: str,
     metric: str,
-    figures: list[dict[str, float]],
+    figures: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """A row of one figure by seed; what belongs to it, its mean over seeds, is derived."""
     return row(
@@ -275,7 +306,7 @@ def one(
         config={"workload": scenario["workload"], "predictors": scenario["predictors"]},
         data=data,
         derived={
-            key: round(float(np.mean([figure[key] for figure in figures])), 5)
+            key: np.round(np.mean([figure[key] for figure in figures], axis=0), 5).tolist()
             for key in figures[0]
             if key != "value"
         },

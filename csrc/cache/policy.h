@@ -64,6 +64,9 @@ class Policy {
     (void)victim;
     return true;
   }
+  /// What becomes of a hint that is not admitted: it waits for a slot, and with it all that are due
+  /// later; or (false) it is dropped.
+  [[nodiscard]] virtual bool hints_wait() const { return false; }
 };
 
 /// How many layers and experts a policy keeps statistics for, and of how many slots it decides.

@@ -41,6 +41,8 @@ class PlecPolicy final : public Policy {
   [[nodiscard]] bool admits_hint(ExpertKey incoming, ExpertKey victim) override {
     return turn(incoming) < distance(victim);
   }
+  // The plan's next expert takes the slot of the first one that has run.
+  [[nodiscard]] bool hints_wait() const override { return true; }
 
  private:
   static constexpr std::int32_t kNotExpected = std::numeric_limits<std::int32_t>::max();

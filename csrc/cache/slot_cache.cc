@@ -101,8 +101,9 @@ std::variant<SlotIdx, Refusal> SlotCache::choose_slot_locked(ExpertKey key, Purp
   }
   if (candidates_.empty()) return Refusal::kLeased;
   const Candidate victim = choose_victim_locked();
-  if (purpose == Purpose::kHint && !policy_->admits_hint(key, victim.key))
-    return Refusal::kDeclined;
+  if (purpose == Purpose::kHint && !policy_->admits_hint(key, victim.key)) {
+    return policy_->hints_wait() ? Refusal::kNotYet : Refusal::kDeclined;
+  }
   return victim.slot;
 }
 

@@ -164,7 +164,7 @@ class ExpertLoader {
   void finish_call_locked(const CallReport& report) REQUIRES(mu_);
   void feed_hints_locked() REQUIRES(mu_);
   /// False when there is no room: the guess goes on waiting.
-  [[nodiscard]] bool take_hint_locked(const Hint& hint, Nanos now) REQUIRES(mu_);
+  [[nodiscard]] bool take_hint_locked(const Hint& hint) REQUIRES(mu_);
   void wait_for_end(std::uint64_t seen, std::chrono::nanoseconds slice) EXCLUDES(mu_);
   void wait_until_idle() EXCLUDES(mu_);  // or broken: then loads may never end
   /// What an exception on a thread that nobody waits for becomes: the running call's error, and
@@ -209,6 +209,8 @@ class ExpertLoader {
   std::int64_t scorers_lost_ GUARDED_BY(mu_) = 0;
   Nanos first_demand_ GUARDED_BY(mu_) = 0;  // of the running call; 0: none
   Nanos last_landing_ GUARDED_BY(mu_) = 0;
+  Nanos last_end_ GUARDED_BY(mu_) = 0;   // of any load that brought its expert
+  Nanos load_time_ GUARDED_BY(mu_) = 0;  // what the link takes for one, smoothed
   EngineStats stats_ GUARDED_BY(mu_);
 };
 

@@ -27,8 +27,9 @@ void ExpertLoader::hint(std::span<const Hint> hints) {
     const MutexLock lock(mu_);
     for (const Hint& hint : hints) {
       ++stats_.hints;
-      // A probability that is no number, or none at all, is no guess.
-      if (paused_ || !lives_in_slots(hint.key) || !(hint.probability > 0)) {
+      // A probability that is no number, or none at all, is no guess; who is here needs none.
+      if (paused_ || !lives_in_slots(hint.key) || !(hint.probability > 0) ||
+          slot_of_locked(hint.key) >= 0) {
         ++stats_.hints_dropped;
       } else {
         stats_.hints_dropped += hints_.push(hint);
@@ -87,23 +88,23 @@ bool ExpertLoader::class_has_slots(LayerIdx layer) const {
 
 void ExpertLoader::feed_hints_locked() {
   const std::int32_t room = path_->hint_room();
-  const Nanos now = clock_.now();
+  stats_.hints_dropped += hints_.drop_late(clock_.now(), load_time_);
   // Demands first, those without a slot and those on their way: while the link is busy with them a
   // guess would only take a slot from somebody sooner.
   while (!paused_ && unplaced_ == 0 && loads_in_flight_ == hints_in_flight_ &&
          hints_in_flight_ < room) {
     const std::optional<Hint> hint = hints_.pop();
     if (!hint) return;
-    if (!take_hint_locked(*hint, now)) {
+    if (!take_hint_locked(*hint)) {
       stats_.hints_dropped += hints_.push(*hint);
       return;
     }
   }
 }
 
-bool ExpertLoader::take_hint_locked(const Hint& hint, Nanos now) {
-  // Too late, here already, on its way, or just being reported: worth nothing.
-  if (hint.deadline <= now || slot_of_locked(hint.key) >= 0 || path_->in_flight(hint.key)) {
+bool ExpertLoader::take_hint_locked(const Hint& hint) {
+  // Here already, on its way, or just being reported: worth nothing.
+  if (slot_of_locked(hint.key) >= 0 || path_->in_flight(hint.key)) {
     ++stats_.hints_dropped;
     return true;
   }
@@ -115,7 +116,7 @@ bool ExpertLoader::take_hint_locked(const Hint& hint, Nanos now) {
   SlotPool& pool = pool_of(hint.key.layer);
   const auto begun = pool.cache.begin_load(hint.key, SlotCache::Purpose::kHint);
   if (const Refusal* refusal = std::get_if<Refusal>(&begun)) {
-    if (*refusal == Refusal::kLeased) return false;
+    if (*refusal == Refusal::kLeased || *refusal == Refusal::kNotYet) return false;
     ++stats_.hints_dropped;
     return true;
   }

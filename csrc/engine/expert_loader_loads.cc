@@ -151,6 +151,8 @@ void ExpertLoader::finished(const LoadRequest& request, TicketState state, std::
     record.loading = false;
     record.bytes_read = bytes_read;
     record.ready = ready;
+    const Nanos took = now - std::max(record.submitted_at, std::exchange(last_end_, now));
+    load_time_ = load_time_ == 0 ? took : load_time_ + (took - load_time_) / 8;
     device_.release(std::exchange(last_use, {}));
   } else {
     pool.cache.fail_load(request.key);

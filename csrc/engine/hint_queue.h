@@ -8,29 +8,40 @@
 
 namespace sluice {
 
-/// Guesses that wait for room on the link: bounded, best first.
+/// Guesses that wait for room on the link, as jobs of one length each: bounded, the earliest
+/// deadline first (2609.12978), of equals the most probable, then the older one. Guesses of a pass
+/// so fill slots in the order in which layers run (2410.17954 §3.4).
 ///
 /// Thread safety: none; the loader's lock guards it.
 class HintQueue {
  public:
   static constexpr std::size_t kCapacity = 256;
 
-  HintQueue() { hints_.reserve(kCapacity); }
+  HintQueue();
 
   /// Adds a guess; of two for the same expert the better one stays. Returns how many guesses
   /// were dropped for it: 0, or 1 (the duplicate, or the least valuable when the queue is full).
   [[nodiscard]] int push(const Hint& hint);
-  /// Takes the most probable guess out; of equals the earlier deadline, then the older one.
+  /// Drops what cannot begin before its deadline when the link takes `load_time` for an expert and
+  /// begins the next one `now`: of those that would be in time without it, the least probable goes,
+  /// so what stays is worth the most that can be. Begin, not end: a load that a demand finds on its
+  /// way saves a part. Returns how many were dropped.
+  [[nodiscard]] int drop_late(Nanos now, Nanos load_time);
+  /// Takes the first guess out.
   [[nodiscard]] std::optional<Hint> pop();
   /// Empties the queue; returns how many guesses it held.
   std::int64_t clear();
   [[nodiscard]] bool empty() const { return hints_.empty(); }
 
  private:
-  std::vector<Hint> hints_;  // in order of arrival
+  void insert(const Hint& hint);
+
+  std::vector<Hint> hints_;         // in the order in which they are taken
+  std::vector<std::size_t> taken_;  // of drop_late: a heap, the least probable on top
+  std::vector<bool> late_;          // of drop_late, beside hints_
 };
 
-/// Whether `a` deserves the link before `b`.
+/// Whether `a` deserves the link more than `b`: more probable, then due earlier.
 [[nodiscard]] bool is_better(const Hint& a, const Hint& b);
 
 }  // namespace sluice

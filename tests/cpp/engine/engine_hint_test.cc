@@ -1,6 +1,11 @@
 // Law 4: guesses may be late, wrong or refused; they never block and what they cost is accounted.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <random>
+#include <utility>
+#include <vector>
+
 #include "engine/hint_queue.h"
 #include "engine/plain.h"
 #include "engine/rig.h"
@@ -157,6 +162,48 @@ TEST_F(EngineHint, NoGuessTakesASlotWhileADemandHasNone) {
   EXPECT_GT(rig.engine().stats().bytes_read_hint_pending, 0u) << "afterwards it may";
 }
 
+// ExpertFlow's example (2410.17954 §3.4): three experts wanted of layer 0, two of layer 1, four
+// slots. They fill in execution order, across layers; what has run gives its slot to the next.
+TEST_F(EngineHint, PlecFillsInExecutionOrderAndReusesSlotsAsLayersEnd) {
+  Rig rig(model, {.device_memory = model.slots(4), .policy = "plec", .depth = 1});
+  const std::vector<ExpertKey> plan{make_key(0, 2), make_key(0, 3), make_key(0, 4), make_key(1, 2),
+                                    make_key(1, 3)};
+  std::vector<float> expected(16, 0.0F);
+  std::vector<Hint> hints;
+  for (const ExpertKey key : plan) {
+    const std::int32_t layer = to_int(key.layer);
+    expected[static_cast<std::size_t>(8 * layer + to_int(key.expert))] = 1.0F;
+    // The later layer's are surer, and come second all the same.
+    hints.push_back({.key = key,
+                     .probability = 0.6 + 0.1 * layer - 0.01 * to_int(key.expert),
+                     .deadline = kNever - 2 + layer});
+  }
+  std::ranges::reverse(hints);
+  rig.engine().publish(LayerIdx{0}, expected);
+  rig.engine().hint(hints);
+  rig.land_all();
+  const auto residents = [&] {
+    std::vector<ExpertKey> found;
+    const auto pools = rig.engine().residency();
+    for (const SlotCache::SlotView& view : pools.front()) {
+      if (view.state == SlotState::kReady) found.push_back(view.key);
+    }
+    std::ranges::sort(
+        found, {}, [](ExpertKey key) { return std::pair(to_int(key.layer), to_int(key.expert)); });
+    return found;
+  };
+  EXPECT_EQ(residents(), (std::vector<ExpertKey>(plan.begin(), plan.end() - 1)));
+  EXPECT_EQ(rig.engine().stats().hints_dropped, 0);
+  const Call call = call_for({2, 3, 4});
+  EXPECT_EQ(rig.forward(call), PlainForward(model)(call));
+  rig.land_all();
+  const std::vector<ExpertKey> after = residents();
+  EXPECT_EQ(rig.engine().stats().hits, 3);
+  EXPECT_TRUE(std::ranges::count(after, plan[3]) == 1 && std::ranges::count(after, plan[4]) == 1);
+  EXPECT_EQ(after.size(), 4u) << "and nobody else had to go";
+  EXPECT_EQ(rig.engine().stats().evictions, 1);
+}
+
 TEST_F(EngineHint, DrainCancelsGuessesAndLeavesNothingInFlight) {
   Rig rig(model, {.device_memory = model.slots(4), .depth = 2});
   for (std::int32_t e = 0; e < 6; ++e) hint(rig, 1, e);
@@ -170,7 +217,69 @@ TEST_F(EngineHint, DrainCancelsGuessesAndLeavesNothingInFlight) {
   EXPECT_EQ(rig.engine().stats().bytes_read_hint_pending, expert_bytes) << "guesses go on";
 }
 
-TEST(HintQueue, GivesTheBestFirstAndForgetsTheWorstWhenFull) {
+TEST(HintQueue, GivesTheFirstDueFirstAndOfEqualsTheMostProbable) {
+  HintQueue queue;
+  const auto add = [&](std::int32_t expert, double probability, Nanos deadline) {
+    EXPECT_EQ(
+        queue.push({.key = make_key(0, expert), .probability = probability, .deadline = deadline}),
+        0);
+  };
+  add(0, 0.9, kNever);
+  add(1, 0.5, 20);
+  add(2, 0.7, 20);
+  add(3, 0.3, 10);
+  add(4, 0.5, 20);
+  std::vector<std::int32_t> order;
+  while (const auto hint = queue.pop()) order.push_back(to_int(hint->key.expert));
+  EXPECT_EQ(order, (std::vector<std::int32_t>{3, 2, 1, 4, 0}));
+}
+
+// Against every subset of six jobs: what stays can all begin in time, and is worth the most.
+TEST(HintQueue, KeepsTheMostValuableOfWhatCanBeInTime) {
+  constexpr std::uint32_t kJobs = 6;
+  std::mt19937 random(7);
+  for (int round = 0; round < 2000; ++round) {
+    const Nanos load_time = static_cast<Nanos>(random() % 4);
+    const Nanos now = static_cast<Nanos>(random() % 10);
+    std::vector<Hint> jobs;
+    HintQueue queue;
+    for (std::uint32_t i = 0; i < kJobs; ++i) {
+      const bool never = random() % 8 == 0;
+      jobs.push_back({.key = make_key(0, static_cast<std::int32_t>(i)),
+                      .probability = static_cast<double>(1U + random() % 16U) / 16,
+                      .deadline = never ? kNever : static_cast<Nanos>(random() % 20)});
+      ASSERT_EQ(queue.push(jobs.back()), 0);
+    }
+    std::ranges::sort(jobs, {}, &Hint::deadline);
+    double best = 0;
+    for (std::uint32_t set = 0; set < 1U << kJobs; ++set) {
+      Nanos begins = now;
+      double worth = 0;
+      bool in_time = true;
+      for (std::uint32_t i = 0; i < kJobs; ++i) {
+        if ((set >> i & 1U) == 0) continue;
+        in_time = in_time && begins < jobs[i].deadline;
+        begins += load_time;
+        worth += jobs[i].probability;
+      }
+      if (in_time) best = std::max(best, worth);
+    }
+    int kept = 0;
+    const int dropped = queue.drop_late(now, load_time);
+    double worth = 0;
+    Nanos begins = now;
+    while (const auto hint = queue.pop()) {
+      EXPECT_LT(begins, hint->deadline);
+      begins += load_time;
+      worth += hint->probability;
+      ++kept;
+    }
+    ASSERT_DOUBLE_EQ(worth, best) << "round " << round;
+    ASSERT_EQ(kept + dropped, static_cast<int>(kJobs));
+  }
+}
+
+TEST(HintQueue, ForgetsTheLeastProbableWhenFull) {
   HintQueue queue;
   for (std::int32_t e = 0; e < static_cast<std::int32_t>(HintQueue::kCapacity); ++e) {
     EXPECT_EQ(queue.push({.key = make_key(0, e), .probability = 0.5}), 0);

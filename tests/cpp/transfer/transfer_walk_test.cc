@@ -278,6 +278,9 @@ class Walk {
         ASSERT_TRUE(empty.empty() && idle.empty()) << "refused, but a slot was free";
         coverage_.hit(pinned ? "refusal kLeased of a pinned load" : "refusal kLeased");
         return;
+      case Refusal::kNotYet:
+        ADD_FAILURE() << policy_name_ << " lets hints wait";
+        return;
       case Refusal::kDeclined:
         ASSERT_FALSE(demand) << "a demand was declined (law 4)";
         ASSERT_TRUE(!present && empty.empty());

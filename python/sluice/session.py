@@ -196,7 +196,8 @@ class Session:
     def hint(self, hints: Iterable[tuple[int, int, float, float]]) -> None:
         """Guesses what comes next: (layer, expert, probability, seconds until worthless).
 
-        May be dropped, late or wrong: results never depend on it.
+        What is due first is loaded first; of more than can begin in time the least probable are
+        dropped. May be late or wrong: results never depend on it.
         """
         self._core.hint(list(hints))
 

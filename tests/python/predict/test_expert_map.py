@@ -46,6 +46,25 @@ def test_what_is_unlike_gets_the_rates_of_all_tokens() -> None:
     )
 
 
+def test_what_stays_is_probable_and_visited() -> None:
+    trace = random_trace(5, sequences=(12, 9), experts=8, top_k=2)
+    predictor: Any = make("expert-map")
+    predictor.fit(trace.select([0]))
+    running = trace.select([1])
+    kept = predictor.keep_scores(running)
+    visits = np.zeros(kept.shape[1:], np.float32)
+    for token, routes in enumerate(running.experts):
+        for layer, experts in enumerate(routes[:-1]):
+            assert (kept[token, layer][visits[layer] == 0] == 0).all()
+            visits[layer, experts] += 1
+        visits[-1, routes[-1]] += 1
+        # Once the last layer has run, as the next token finds it: probability before layer 0.
+        if token + 1 < running.num_tokens:
+            probable = predictor.scores(running, "token")[token + 1, -1]
+            np.testing.assert_allclose(kept[token, -1], probable * visits[-1], rtol=1e-5)
+    assert (kept > 0).any()
+
+
 def test_a_map_is_found_by_cosine_over_the_layers_so_far() -> None:
     maps = np.zeros((3, 2, 4), np.float32)
     maps[0, :, 0] = 1

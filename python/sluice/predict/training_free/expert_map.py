@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sluice.errors import CheckpointError, ConfigError
-from sluice.predict.arrays import take
+from sluice.predict.arrays import multi_hot, take
 from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.offline import Horizon, known_layers
-from sluice.predict.protocol import Guess
+from sluice.predict.protocol import Guess, union_probability
 from sluice.predict.training_free.counting import check_rates, expert_rates
 from sluice.predict.training_free.map_store import MapStore, prefix_lengths, unit
 from sluice.trace import Trace, TraceSequence
@@ -94,26 +94,37 @@ class ExpertMap(BasePredictor[ExpertMapSettings]):
         """As the base says."""
         self.check(trace)
         known = known_layers(horizon, trace.num_layers)
-        shape = (trace.num_tokens, trace.num_layers, trace.num_experts)
-        found = np.zeros(shape, np.float32)
-        self.reset()
-        if self._store is None:
-            return found
-        for sequence in trace.sequences:
-            maps, keys = _maps_of(trace, sequence), self._keys_of(trace, sequence)
-            for start in range(0, sequence.length, _ROWS_AT_ONCE):
-                rows = slice(start, min(start + _ROWS_AT_ONCE, sequence.length))
-                at = slice(sequence.start + rows.start, sequence.start + rows.stop)
-                found[at] = self._search(maps[rows], keys[rows], known)
-            if self.settings.adapt:
-                self._add(maps, keys)
-        self.reset()
-        return found
+        return self._searched(trace, known, later=0)
+
+    def keep_scores(self, trace: Trace) -> Array | None:
+        """Probability times visits so far: who has the least of it leaves first (F3)."""
+        self.check(trace)
+        if self._fitted is None:
+            return None
+        # Of each layer once it has run; of the last one by the key of the token that follows.
+        known = np.append(np.arange(1, trace.num_layers), 0)
+        found = self._searched(trace, known, later=1)
+        used = multi_hot(trace.experts, trace.num_experts).astype(np.float32)
+        visits = np.cumsum(used, axis=0)
+        visits[:, :-1] -= used[:, :-1]  # the running token counts when all its layers have run
+        return found * visits
+
+    def forecast(self) -> Array | None:
+        """The same of the running tokens, of every layer by what is known now."""
+        if self.shape is None or self._store is None:
+            return None
+        layers = self.shape.num_layers
+        rows = [self._predict(request, 0, layers) for request in self._requests().running]
+        if not rows:
+            return None
+        return union_probability(np.stack(rows)) * self._visits
 
     def reset(self) -> None:
-        """Forgets all live requests and the maps that they added."""
+        """Forgets all live requests, the maps that they added and their visits."""
         super().reset()
         self._store = self._fitted
+        if self.shape is not None:
+            self._visits = np.zeros((self.shape.num_layers, self.shape.num_experts), np.float32)
 
     def plan(self, horizon: int) -> list[Guess]:
         """F3: by probability until their sum reaches 1 - likeness and they are k; nearest first."""
@@ -164,7 +175,7 @@ class ExpertMap(BasePredictor[ExpertMapSettings]):
         self._rates = expert_rates(trace)
         self._fitted = None
         for done, sequence in enumerate(trace.sequences):
-            maps, keys = _maps_of(trace, sequence), self._keys_of(trace, sequence)
+            maps, keys = _maps_of(trace, sequence), self._keys_of(trace, sequence)[:-1]
             if self._fitted is None:
                 self._fitted = self._store_of(maps[:0], keys[:0])
             self._fitted.insert(maps, keys)
@@ -183,14 +194,33 @@ class ExpertMap(BasePredictor[ExpertMapSettings]):
             self._store.insert(maps[-most:], keys[-most:])
 
     def _keys_of(self, trace: Trace, sequence: TraceSequence) -> Array:
-        """Keys of a sequence's tokens, each from the tokens before it: float32 `[T, Q]`."""
+        """Keys of T tokens and of one more, each from those before it: float32 `[T + 1, Q]`."""
         if self.settings.key == "states":
             assert trace.hidden is not None
             entered = trace.hidden[sequence.rows, 0].astype(np.float32)
-            sums = np.cumsum(entered, axis=0, dtype=np.float32) - entered
-            return unit(sums)
-        maps = _maps_of(trace, sequence).reshape(sequence.length, -1)
-        return unit(np.concatenate([np.zeros_like(maps[:1]), maps[:-1]]))
+            before = np.cumsum(entered, axis=0, dtype=np.float32)
+        else:
+            before = _maps_of(trace, sequence).reshape(sequence.length, -1)
+        return unit(np.concatenate([np.zeros_like(before[:1]), before]))
+
+    def _searched(self, trace: Trace, known: Array, *, later: int) -> Array:
+        """`_search` for all tokens, or with `later=1` for the keys of those that follow them."""
+        found = np.zeros((*trace.experts.shape[:2], trace.num_experts), np.float32)
+        self.reset()
+        if self._store is None:
+            return found
+        for sequence in trace.sequences:
+            maps, keys = _maps_of(trace, sequence), self._keys_of(trace, sequence)
+            for start in range(0, sequence.length, _ROWS_AT_ONCE):
+                stop = min(start + _ROWS_AT_ONCE, sequence.length)
+                at = slice(sequence.start + start, sequence.start + stop)
+                found[at] = self._search(
+                    maps[start:stop], keys[start + later : stop + later], known
+                )
+            if self.settings.adapt:
+                self._add(maps, keys[:-1])
+        self.reset()
+        return found
 
     def _search(self, maps: Array, keys: Array, known: Array) -> Array:
         """Probabilities `[N, S, E]`, layer s from `known[s]` layers of `maps`."""
@@ -263,6 +293,8 @@ class ExpertMap(BasePredictor[ExpertMapSettings]):
         if memory is None:
             return
         whole = self._map_of(request, slice(None))
+        assert self.shape is not None
+        self._visits += multi_hot(request.routes, self.shape.num_experts)
         if self.settings.adapt:
             memory.keys.append(self._key_of(memory)[0])
             memory.maps.append(whole)

@@ -26,7 +26,13 @@ from sluice.predict.networks.history import (
 )
 from sluice.predict.networks.misses import misses
 from sluice.predict.networks.neighbours import FLOOR, Looking, MemorySettings, Stretch
-from sluice.predict.networks.training import anneal, check_ranges, load_module, module_state, seeded
+from sluice.predict.networks.training import (
+    Descent,
+    check_ranges,
+    load_module,
+    module_state,
+    seeded,
+)
 from sluice.predict.networks.usage import HALF_LIVES, NEVER, Usage, advance
 from sluice.predict.offline import Horizon, known_layers
 from sluice.predict.protocol import union_probability
@@ -206,38 +212,27 @@ class Forecaster(BasePredictor[ForecasterSettings]):
                 units=settings.units,
                 dropout=settings.dropout,
             )
-            best: tuple[float, dict[str, Array]] | None = None
             notes: dict[str, Any] = {"loss": [], "choose_misses": []}
-            optimizer = torch.optim.AdamW(
-                head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-            )
             steps = settings.epochs * -(-trace.num_tokens // _ROWS)
-            schedule = anneal(optimizer, steps)
+            descent = Descent(head, settings, steps)
             for epoch in range(settings.epochs):
                 order = _interleaved(trace, rng)
-                losses: list[float] = []
                 head.train()
                 for inputs, targets in _batches(trace, order, followed, sure):
-                    loss = functional.binary_cross_entropy_with_logits(head(*inputs), targets)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-                    optimizer.step()
-                    schedule.step()
-                    losses.append(float(loss.detach()))
+                    descent.step(
+                        functional.binary_cross_entropy_with_logits(head(*inputs), targets)
+                    )
                 head.eval()
                 self._head = head
-                notes["loss"].append(float(np.mean(losses)))
+                notes["loss"].append(descent.mean_loss())
                 if watched is not None:
                     chosen, missed = self._choose(watched, compared)
                     notes["choose_misses"].append(missed)
-                    if best is None or missed < best[0]:
+                    if descent.look(missed):
                         self._choice = chosen
-                        best = (missed, module_state(head))
                         notes["best_epoch"] = epoch
                 progress(epoch + 1, settings.epochs)
-        if best is not None:
-            load_module(head, best[1])
+        descent.end()
         notes["discounts"] = {
             str(share): DISCOUNTS[i] for share, i in zip(SHARES, self._choice, strict=True)
         }

@@ -25,7 +25,7 @@ from sluice.predict.networks.neighbours import (
     average_over_alike,
 )
 from sluice.predict.networks.training import (
-    anneal,
+    Descent,
     check_ranges,
     load_module,
     module_state,
@@ -224,15 +224,10 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
                 units=settings.units,
                 dropout=settings.dropout,
             )
-            optimizer = torch.optim.AdamW(
-                head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-            )
             batches = -(-trace.num_tokens // _ROWS)
-            schedule = anneal(optimizer, settings.epochs * batches)
-            best: tuple[float, dict[str, Array]] | None = None
+            descent = Descent(head, settings, settings.epochs * batches)
             for epoch in range(settings.epochs):
                 head.train()
-                losses: list[float] = []
                 for some in np.array_split(rng.permutation(trace.num_tokens), batches):
                     # Half of the batches one layer ahead, where most is asked.
                     ahead, known = plans[0 if rng.random() < 0.5 else rng.integers(len(plans))]
@@ -250,26 +245,18 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
                         state=inputs[1],
                     )
                     targets = used[rows].float().transpose(0, 1)
-                    loss = functional.binary_cross_entropy_with_logits(logits, targets)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-                    optimizer.step()
-                    schedule.step()
-                    losses.append(float(loss.detach()))
+                    descent.step(functional.binary_cross_entropy_with_logits(logits, targets))
                 head.eval()
                 self._head = head
-                notes["loss"].append(float(np.mean(losses)))
+                notes["loss"].append(descent.mean_loss())
                 # The first passes are never the best: they are not worth the look.
                 if choose is not None and 2 * epoch >= settings.epochs - 2:
                     recall = _recall(self._scores(choose, *plans[0], compared), choose)
                     notes["choose_recall"].append(recall)
-                    if best is None or recall > best[0]:
-                        best = (recall, module_state(head))
+                    if descent.look(-recall):
                         notes["best_epoch"] = epoch
                 progress(epoch + 1, settings.epochs)
-        if best is not None:
-            load_module(head, best[1])
+        descent.end()
         self.reset()
         return notes
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from sluice.errors import ConfigError
 from sluice.predict.base import Progress
 from sluice.predict.networks.training import (
-    anneal,
+    Descent,
     check_ranges,
     load_module,
     module_state,
@@ -166,35 +166,23 @@ class PromptEncoder(PromptPredictor[PromptEncoderSettings]):
         notes: dict[str, Any] = {"loss": [], "choose_loss": []}
         with seeded(seed):
             self._net = net = self._new_net()
-            optimizer = torch.optim.AdamW(
-                net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-            )
-            schedule = anneal(optimizer, settings.batches)
-            best: tuple[float, dict[str, Array]] | None = None
+            descent = Descent(net, settings, settings.batches)
             looks = max(settings.batches // 8, 1)
             for step in range(settings.batches if samples else 0):
                 net.train()
                 some = [samples[i] for i in rng.integers(len(samples), size=_BATCH)]
-                loss = self._loss(some)
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
+                descent.step(self._loss(some))
                 progress(step + 1, settings.batches)
                 if (step + 1) % looks and step + 1 < settings.batches:
                     continue
-                notes["loss"].append(float(loss.detach()))
+                notes["loss"].append(descent.mean_loss())
                 if held:
                     net.eval()
                     with torch.no_grad():
                         missed = float(self._loss(held))
                     notes["choose_loss"].append(missed)
-                    if best is None or missed < best[0]:
-                        best = (missed, module_state(net))
-            if best is not None:
-                load_module(net, best[1])
-            net.eval()
+                    descent.look(missed)
+            descent.end()
         return notes
 
     def _samples(self, trace: Trace) -> list[tuple[list[Array], Array, int]]:

@@ -18,7 +18,7 @@ from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.networks.causal import Causal, Past
 from sluice.predict.networks.training import (
-    anneal,
+    Descent,
     check_ranges,
     load_module,
     module_state,
@@ -217,23 +217,12 @@ class RoutingPath(BasePredictor[RoutingPathSettings]):
         notes: dict[str, Any] = {"loss": [], "choose_loss": []}
         with seeded(seed):
             self._net = net = PathNet(settings, trace.num_layers, trace.num_experts)
-            decayed = [p for p in net.parameters() if p.ndim > 1]
-            plain = [p for p in net.parameters() if p.ndim <= 1]
-            optimizer = torch.optim.AdamW(
-                [
-                    {"params": decayed, "weight_decay": settings.weight_decay},
-                    {"params": plain, "weight_decay": 0.0},
-                ],
-                lr=settings.learning_rate,
-            )
             pieces = _pieces(trace, settings.sequence_tokens)
             together = max(1, settings.batch_tokens // settings.sequence_tokens)
             batches = -(-len(pieces) // together)
-            schedule = anneal(optimizer, settings.epochs * batches)
-            best: tuple[float, dict[str, Array]] | None = None
+            descent = Descent(net, settings, settings.epochs * batches, decays_vectors=False)
             for epoch in range(settings.epochs):
                 net.train()
-                losses: list[float] = []
                 # Pieces of like length side by side, in another order each time.
                 for batch in _batches(pieces, together, rng):
                     length = max(rows.stop - rows.start for _, rows in batch)
@@ -255,26 +244,20 @@ class RoutingPath(BasePredictor[RoutingPathSettings]):
                     arrays = (torch.from_numpy(each) for each in (token, before, rates))
                     logits, _ = net(*arrays, Past())
                     mask = torch.from_numpy(real)
-                    loss = functional.binary_cross_entropy_with_logits(
-                        logits[mask], torch.from_numpy(wanted)[mask]
+                    descent.step(
+                        functional.binary_cross_entropy_with_logits(
+                            logits[mask], torch.from_numpy(wanted)[mask]
+                        )
                     )
-                    optimizer.zero_grad()
-                    loss.backward()
-                    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-                    optimizer.step()
-                    schedule.step()
-                    losses.append(float(loss.detach()))
                 net.eval()
-                notes["loss"].append(float(np.mean(losses)))
+                notes["loss"].append(descent.mean_loss())
                 if choose is not None:
                     missed = _loss(self.scores(choose, "token"), choose)
                     notes["choose_loss"].append(missed)
-                    if best is None or missed < best[0]:
-                        best = (missed, module_state(net))
+                    if descent.look(missed):
                         notes["best_epoch"] = epoch
                 progress(epoch + 1, settings.epochs)
-        if best is not None:
-            load_module(self._net, best[1])
+        descent.end()
         return notes
 
     # State

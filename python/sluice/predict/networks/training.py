@@ -1,4 +1,4 @@
-"""What fitting any network takes: seeds, the learning rate's course, layers as named arrays."""
+"""What fitting any network takes: seeds, the way down, layers as named arrays."""
 
 from __future__ import annotations
 
@@ -28,15 +28,68 @@ def seeded(seed: int) -> Generator[None]:
         yield
 
 
-def anneal(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """A short warm-up, then half a cosine down to nothing after `steps`."""
-    warm = min(_WARM_UP, max(steps // 5, 1))
+class Descent:
+    """AdamW with clipped gradients; keeps the parameters that were best on the way.
 
-    def factor(step: int) -> float:
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(steps, 1))))
-        return min(1.0, (step + 1) / warm) * cosine
+    The learning rate warms up shortly, then falls along half a cosine to nothing.
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    Args:
+        module: Whose parameters.
+        settings: With `learning_rate` and `weight_decay`.
+        steps: How many there will be.
+        decays_vectors: Whether biases and other parameters of one dimension decay, too.
+    """
+
+    def __init__(
+        self, module: nn.Module, settings: Any, steps: int, *, decays_vectors: bool = True
+    ) -> None:
+        self._module = module
+        plain = [] if decays_vectors else [p for p in module.parameters() if p.ndim <= 1]
+        known = {id(p) for p in plain}
+        decayed = [p for p in module.parameters() if id(p) not in known]
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": settings.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate,
+        )
+        warm = min(_WARM_UP, max(steps // 5, 1))
+
+        def factor(step: int) -> float:
+            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(steps, 1))))
+            return min(1.0, (step + 1) / warm) * cosine
+
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor)
+        self._losses: list[float] = []
+        self._best: tuple[float, dict[str, Array]] | None = None
+
+    def step(self, loss: torch.Tensor) -> None:
+        """One step down a loss."""
+        self._optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._module.parameters(), 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+        self._losses.append(float(loss.detach()))
+
+    def mean_loss(self) -> float:
+        """Of the steps since it was asked last."""
+        losses, self._losses = self._losses, []
+        return float(np.mean(losses))
+
+    def look(self, missed: float) -> bool:
+        """What the parameters miss on sequences to choose on: whether less than ever before."""
+        if self._best is not None and not missed < self._best[0]:
+            return False
+        self._best = (missed, module_state(self._module))
+        return True
+
+    def end(self) -> None:
+        """The best parameters that were looked at, if any were; for use, not for training."""
+        if self._best is not None:
+            load_module(self._module, self._best[1])
+        self._module.eval()
 
 
 def module_state(module: nn.Module) -> dict[str, Array]:

@@ -111,6 +111,33 @@ def test_knowing_the_future_is_belady_here_as_in_the_replay() -> None:
     assert run.stats.hits > lru.stats.hits
 
 
+@pytest.mark.parametrize("slots", [8, 16, 32])
+def test_plec_that_knows_the_next_token_misses_less_than_lru(slots: int) -> None:
+    """X9 of ExpertFlow (2410.17954 §3.4): late ones count as misses here."""
+    rng = np.random.default_rng(1)
+    experts = [[rng.permutation(16)[:2].tolist() for _ in range(4)]]
+    for _ in range(120):  # half of the experts stay from token to token
+        experts.append(
+            [[each[0], int((each[0] + rng.integers(1, 16)) % 16)] for each in experts[-1]]
+            if rng.random() < 0.7
+            else [rng.permutation(16)[:2].tolist() for _ in range(4)]
+        )
+    routes = routes_from(experts, 16)
+    layers = routes.num_layers
+    rows = np.zeros((routes.num_events, 16), np.float32)
+    for event in range(routes.num_events - layers):
+        begin, end = routes.begins[event + layers : event + layers + 2]
+        rows[event, routes.experts[begin:end]] = 1
+    lru = run_timed(routes, MACHINE, expert_bytes=EXPERT_BYTES, slots=slots, policy="lru")
+    plec = run_timed(
+        routes, MACHINE, expert_bytes=EXPERT_BYTES, slots=slots, policy="plec",
+        guesses=oracle_guesses(routes, layers), scores=rows,
+    )  # fmt: skip
+    assert plec.stats.misses + plec.stats.late <= lru.stats.misses
+    assert plec.stats.misses < 0.9 * lru.stats.misses
+    assert plec.seconds <= lru.seconds
+
+
 def test_a_horizon_of_a_token_says_each_event_once() -> None:
     routes = routes_from([[[0, 1], [2, 3]], [[1, 2], [0, 3]], [[3, 0], [1, 0]]], 4)
     guesses = oracle_guesses(routes, routes.num_layers)

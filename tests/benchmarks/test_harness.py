@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import compare
+import foresight_report
 import harness
 import machine
 import report
+import result_tables
 import routing
 import stop
 from baselines import Sample
@@ -98,7 +100,7 @@ def test_every_scenario_has_a_smoke_form_and_a_title(path: Path) -> None:
     scenario = harness.load_scenario(path)
     small = harness.smoke(scenario)
     assert small["stop"]["max_samples"] == 2
-    assert scenario["name"] in report.TITLES
+    assert scenario["name"] in report.TITLES | foresight_report.TITLES
 
 
 def test_a_scenario_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
@@ -108,10 +110,12 @@ def test_a_scenario_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
         harness.load_scenario(path)
 
 
-def test_the_readme_shows_exactly_the_committed_rows() -> None:
-    readme = (ROOT / "README.md").read_text()
-    body = report.tables(ROOT / "benchmarks" / "results")
-    assert report.rewrite(readme, body) == readme, "run: python benchmarks/report.py --write"
+def test_the_documents_show_exactly_the_committed_rows() -> None:
+    committed = result_tables.all_rows(ROOT / "benchmarks" / "results")
+    for path, bodies in report.documents(committed).items():
+        text = path.read_text()
+        assert {name for _, name, _ in result_tables.MARKED.findall(text)} == set(bodies)
+        assert result_tables.fill(text, bodies) == text, "run: python benchmarks/report.py --write"
 
 
 class ArmBesideGpu:

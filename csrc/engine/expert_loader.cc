@@ -26,7 +26,8 @@ ExpertLoader::ExpertLoader(std::shared_ptr<const ExpertStore> store, Device& dev
       clock_(clock),
       timeline_(timeline),
       drive_(std::move(drive)),
-      class_of_layer_(plan.class_of_layer) {
+      class_of_layer_(plan.class_of_layer),
+      trust_(store_->num_layers()) {
   PolicyShape shape = shape_of(*store_);
   for (const SizeClass& size_class : plan.classes) {
     const auto number = static_cast<std::int32_t>(pools_.size());

@@ -108,7 +108,7 @@ bool ExpertLoader::take_hint_locked(const Hint& hint) {
     ++stats_.hints_dropped;
     return true;
   }
-  if (!trust_.admits()) {
+  if (!trust_.admits(hint.key.layer)) {
     ++stats_.hints_distrusted;
     ++stats_.hints_dropped;
     return true;

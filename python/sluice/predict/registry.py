@@ -29,6 +29,7 @@ _PLACES = {
     "state-mlp": "networks.layer_mlp:StateMlp",
     "prompt-encoder": "networks.prompt_encoder:PromptEncoder",
     "routing-path": "networks.routing_path:RoutingPath",
+    "routing-path-t5": "networks.routing_path_t5:RoutingPathT5",
 }
 
 

@@ -57,6 +57,14 @@ CASES: dict[str, Case] = {
         {"width": 16, "heads": 2, "layers": 2, "window": 5, "epochs": 2, "sequence_tokens": 16},
         {},
     ),
+    "routing-path-t5": (
+        "routing-path-t5",
+        {
+            **{"width": 8, "inner": 16, "layers": 2, "heads": 2, "head_width": 4},
+            **{"table_rows": 64, "source_tokens": 4, "window": 6, "epochs": 2},
+        },
+        {},
+    ),
     "layer-mlp": ("layer-mlp", {"epochs": 1, "hidden": 8, "units": 4, "recent_tokens": 9}, {}),
     "state-mlp": ("state-mlp", {"epochs": 1, "hidden": 8, "max_layers": 2}, {"hidden": 6}),
     "forecaster": ("forecaster", {"epochs": 1, "hidden": 8, "units": 4}, {}),

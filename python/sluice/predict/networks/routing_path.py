@@ -29,8 +29,8 @@ from sluice.trace import Trace
 
 Array = NDArray[Any]
 
-_HASHES = ((0x9E3779B1, 0x7FEB352D), (0x85EBCA77, 0x846CA68B))
-_UNKNOWN = -1
+HASHES = ((0x9E3779B1, 0x7FEB352D), (0x85EBCA77, 0x846CA68B))
+UNKNOWN_ID = -1
 _UNKNOWN_IN_TRAINING = 0.1
 _ROWS = 1024
 
@@ -120,8 +120,8 @@ class PathNet(nn.Module):
             rates: `[B, T, S·E]`: how often fitted tokens of the id used each expert.
             past: Of the tokens before.
         """
-        known = (ids != _UNKNOWN)[..., None]
-        rows = [hashed(ids, *each, self.first.num_embeddings) for each in _HASHES]
+        known = (ids != UNKNOWN_ID)[..., None]
+        rows = [hashed(ids, *each, self.first.num_embeddings) for each in HASHES]
         token = torch.where(known, self.first(rows[0]) + self.second(rows[1]), 0.0)
         x = token + self.previous(previous) + self.counted(rates)
         x, past = self.transformer(self.dropout(x), past)
@@ -217,16 +217,16 @@ class RoutingPath(BasePredictor[RoutingPathSettings]):
         notes: dict[str, Any] = {"loss": [], "choose_loss": []}
         with seeded(seed):
             self._net = net = PathNet(settings, trace.num_layers, trace.num_experts)
-            pieces = _pieces(trace, settings.sequence_tokens)
+            pieces = pieces_of(trace, settings.sequence_tokens)
             together = max(1, settings.batch_tokens // settings.sequence_tokens)
             batches = -(-len(pieces) // together)
             descent = Descent(net, settings, settings.epochs * batches, decays_vectors=False)
             for epoch in range(settings.epochs):
                 net.train()
                 # Pieces of like length side by side, in another order each time.
-                for batch in _batches(pieces, together, rng):
+                for batch in batches_of(pieces, together, rng):
                     length = max(rows.stop - rows.start for _, rows in batch)
-                    token = np.full((len(batch), length), _UNKNOWN, np.int64)
+                    token = np.full((len(batch), length), UNKNOWN_ID, np.int64)
                     before = np.zeros((len(batch), length, used.shape[1]), np.float32)
                     rates = np.zeros_like(before)
                     wanted = np.zeros_like(before)
@@ -235,7 +235,7 @@ class RoutingPath(BasePredictor[RoutingPathSettings]):
                         count = rows.stop - rows.start
                         token[i, :count] = ids[rows]
                         forgotten = rng.random(count) < _UNKNOWN_IN_TRAINING
-                        token[i, :count][forgotten] = _UNKNOWN
+                        token[i, :count][forgotten] = UNKNOWN_ID
                         hot = multi_hot(previous[rows], trace.num_experts)
                         before[i, :count] = hot.reshape(count, -1)
                         rates[i, :count] = others[sequence](token[i, :count])
@@ -252,7 +252,7 @@ class RoutingPath(BasePredictor[RoutingPathSettings]):
                 net.eval()
                 notes["loss"].append(descent.mean_loss())
                 if choose is not None:
-                    missed = _loss(self.scores(choose, "token"), choose)
+                    missed = cross_entropy(self.scores(choose, "token"), choose)
                     notes["choose_loss"].append(missed)
                     if descent.look(missed):
                         notes["best_epoch"] = epoch
@@ -350,7 +350,7 @@ class _Table:
         return of
 
 
-def _pieces(trace: Trace, most: int) -> list[tuple[int, slice]]:
+def pieces_of(trace: Trace, most: int) -> list[tuple[int, slice]]:
     """All sequences, cut: number of the sequence, and rows."""
     return [
         (number, slice(begin, min(begin + most, sequence.start + sequence.length)))
@@ -359,9 +359,10 @@ def _pieces(trace: Trace, most: int) -> list[tuple[int, slice]]:
     ]
 
 
-def _batches(
+def batches_of(
     pieces: list[tuple[int, slice]], together: int, rng: np.random.Generator
 ) -> Iterator[list[tuple[int, slice]]]:
+    """Each piece once, those of like length side by side, in another order each time."""
     lengths = np.array([rows.stop - rows.start for _, rows in pieces])
     order = np.argsort(lengths + rng.random(len(lengths)) * 16)
     batches = np.array_split(order, -(-len(order) // together))
@@ -369,7 +370,7 @@ def _batches(
         yield [pieces[int(j)] for j in batches[i]]
 
 
-def _loss(scores: Array, trace: Trace) -> float:
+def cross_entropy(scores: Array, trace: Trace) -> float:
     """Binary cross-entropy of probabilities."""
     wanted = multi_hot(trace.experts, trace.num_experts)
     likely = np.clip(scores, 1e-6, 1 - 1e-6)

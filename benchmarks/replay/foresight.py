@@ -61,7 +61,11 @@ def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows: gap closed and hits of every contender on every stream; recall of every predictor."""
     work = scenario["workload"]
     files = [file_of(name) for name in work["traces"]]
-    parts = [first_sequences(load(path), work.get("sequences")) for path in files]
+    every = work.get("every", [1] * len(files))
+    parts = [
+        first_sequences(each.select(range(0, len(each.sequences), apart)), work.get("sequences"))
+        for each, apart in zip(map(load, files), every, strict=True)
+    ]
     stored = concatenate(parts)
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     recalls: dict[str, list[dict[str, Any]]] = {}

@@ -110,6 +110,7 @@ def split(run: Sequence[Row]) -> list[str]:
             key = f"gap_{share}"
             best = max(causal, key=lambda name: single[name][key])
             closed, forced = single[best][key], single["belady-no-bypass"][key]
+            left = 1 - closed
             lines.append(
                 {
                     "stream": stream,
@@ -117,8 +118,8 @@ def split(run: Sequence[Row]) -> list[str]:
                     "best causal contender": f"`{best}`",
                     "its gap closed %": percent(closed),
                     "forced Belady's %": percent(forced),
-                    "admission %": percent((1 - forced) / (1 - closed)),
-                    "victim choice %": percent((forced - closed) / (1 - closed)),
+                    "admission %": percent((1 - forced) / left) if left else NOTHING,
+                    "victim choice %": percent((forced - closed) / left) if left else NOTHING,
                 }
             )
     return [as_table(lines)]

@@ -25,6 +25,7 @@ bool is_less_valuable(const SlotRecord& a, const SlotRecord& b) {
 void ExpertLoader::hint(std::span<const Hint> hints) {
   {
     const MutexLock lock(mu_);
+    stats_.hints_dropped += hints_.drop_late(clock_.now(), load_time_);  // they hide newer ones
     for (const Hint& hint : hints) {
       ++stats_.hints;
       // A probability that is no number, or none at all, is no guess; who is here needs none.
@@ -96,7 +97,7 @@ void ExpertLoader::feed_hints_locked() {
     const std::optional<Hint> hint = hints_.pop();
     if (!hint) return;
     if (!take_hint_locked(*hint)) {
-      stats_.hints_dropped += hints_.push(*hint);
+      hints_.put_back(*hint);
       return;
     }
   }

@@ -27,9 +27,11 @@ int HintQueue::push(const Hint& hint) {
   const auto same = std::find_if(hints_.begin(), hints_.end(),
                                  [&](const Hint& waiting) { return waiting.key == hint.key; });
   if (same != hints_.end()) {
-    if (is_better(*same, hint)) return 1;
+    const Hint both{.key = hint.key,
+                    .probability = std::max(same->probability, hint.probability),
+                    .deadline = std::max(same->deadline, hint.deadline)};
     hints_.erase(same);
-    insert(hint);
+    insert(both);
     return 1;
   }
   if (hints_.size() < kCapacity) {
@@ -43,6 +45,8 @@ int HintQueue::push(const Hint& hint) {
   }
   return 1;
 }
+
+void HintQueue::put_back(const Hint& hint) { hints_.insert(hints_.begin(), hint); }
 
 void HintQueue::insert(const Hint& hint) {
   hints_.insert(std::upper_bound(hints_.begin(), hints_.end(), hint, is_before), hint);

@@ -19,8 +19,9 @@ class HintQueue {
 
   HintQueue();
 
-  /// Adds a guess; of two for the same expert the better one stays. Returns how many guesses
-  /// were dropped for it: 0, or 1 (the duplicate, or the least valuable when the queue is full).
+  /// Adds a guess; two for the same expert become one, of the higher probability and the later
+  /// deadline. Returns how many guesses were dropped for it: 0, or 1 (the duplicate, or the least
+  /// valuable when the queue is full).
   [[nodiscard]] int push(const Hint& hint);
   /// Drops what cannot begin before its deadline when the link takes `load_time` for an expert and
   /// begins the next one `now`: of those that would be in time without it, the least probable goes,
@@ -29,6 +30,8 @@ class HintQueue {
   [[nodiscard]] int drop_late(Nanos now, Nanos load_time);
   /// Takes the first guess out.
   [[nodiscard]] std::optional<Hint> pop();
+  /// Puts back what `pop` has just given: it stays first.
+  void put_back(const Hint& hint);
   /// Empties the queue; returns how many guesses it held.
   std::int64_t clear();
   [[nodiscard]] bool empty() const { return hints_.empty(); }

@@ -278,7 +278,7 @@ class Foresight(Observer):
         if index != upcoming.index:
             self._session.note("plans_dropped")
             return
-        if kept is None and self._session.options.policy == "plec":
+        if self._session.options.policy == "plec":  # it reads who is expected, not how much
             kept = self._expected(guesses)
         if kept is not None:
             self._session.forecast(kept)

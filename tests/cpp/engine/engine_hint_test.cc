@@ -296,6 +296,11 @@ TEST(HintQueue, ForgetsTheLeastProbableWhenFull) {
   EXPECT_EQ(queue.push({.key = key, .probability = 0.9}), 1);
   EXPECT_EQ(queue.push({.key = key, .probability = 0.5}), 1) << "of two for one the better stays";
   EXPECT_EQ(queue.pop()->probability, 0.9);
+  EXPECT_EQ(queue.push({.key = key, .probability = 0.9, .deadline = 100}), 0);
+  EXPECT_EQ(queue.push({.key = key, .probability = 0.5, .deadline = 200}), 1);
+  EXPECT_EQ(queue.drop_late(100, 1), 0) << "the newer one is not late";
+  queue.put_back(*queue.pop());
+  EXPECT_EQ(queue.pop()->deadline, 200);
   EXPECT_TRUE(queue.empty());
   EXPECT_FALSE(queue.pop());
 }

@@ -127,6 +127,10 @@ class Rig {
 
  private:
   void fill(const ChunkCopy& copy) {
+    // An expert has one slot: where an earlier load of it was cancelled lies a part of it.
+    std::erase_if(slots_, [&](const auto& each) {
+      return each.second == copy.key && each.first != copy.slot;
+    });
     slots_[copy.slot] = copy.key;
     model_.store()->read(copy.key, copy.chunk, copy.slot, scratch_);
   }

@@ -341,9 +341,10 @@ class RoutingPathT5(BasePredictor[RoutingPathT5Settings]):
             return np.zeros((stop - first, self.shape.num_experts), np.float32)
         memory: _Memory = request.memory
         if memory.trial is None or memory.trial[0] != request.token_id:
-            if memory.unread:
-                _, memory.past = self._run(np.array(memory.unread, np.int64), memory.past)
-                memory.unread = []
+            for begin in range(0, len(memory.unread), _ROWS):
+                rows = np.array(memory.unread[begin : begin + _ROWS], np.int64)
+                _, memory.past = self._run(rows, memory.past)
+            memory.unread = []
             likely, after = self._run(np.array([request.token_id], np.int64), memory.past)
             memory.trial = (request.token_id, likely[0], after)
         return memory.trial[1][first:stop]
@@ -368,9 +369,12 @@ def _mask(seen: torch.Tensor) -> torch.Tensor:
 
 
 def _kept(cache: Any, drop: int) -> Kept:
-    """Keys and values of a cache without its oldest `drop`."""
-    first = max(drop, 0)
-    return tuple((each.keys[:, :, first:], each.values[:, :, first:]) for each in cache.layers)
+    """Keys and values of a cache without its oldest `drop`, whose memory goes with them."""
+    if drop <= 0:
+        return tuple((each.keys, each.values) for each in cache.layers)
+    return tuple(
+        (each.keys[:, :, drop:].clone(), each.values[:, :, drop:].clone()) for each in cache.layers
+    )
 
 
 def _loss(

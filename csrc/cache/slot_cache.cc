@@ -102,7 +102,7 @@ std::variant<SlotIdx, Refusal> SlotCache::choose_slot_locked(ExpertKey key, Purp
   if (candidates_.empty()) return Refusal::kLeased;
   const Candidate victim = choose_victim_locked();
   if (purpose == Purpose::kHint && !policy_->admits_hint(key, victim.key)) {
-    return policy_->hints_wait() ? Refusal::kNotYet : Refusal::kDeclined;
+    return policy_->hints_wait() ? Refusal::kDeferred : Refusal::kDeclined;
   }
   return victim.slot;
 }

@@ -44,7 +44,7 @@ enum class Refusal : std::uint8_t {
   kResident,  ///< the expert is ready already
   kLoading,   ///< the expert is on its way: share its ticket (I5)
   kLeased,    ///< every slot is leased or loading
-  kNotYet,    ///< the policy keeps every slot for now: the hint waits
+  kDeferred,  ///< the policy keeps every slot for now: the hint waits
   kDeclined,  ///< the policy does not admit a hint at this price
 };
 

@@ -25,7 +25,8 @@ bool is_less_valuable(const SlotRecord& a, const SlotRecord& b) {
 void ExpertLoader::hint(std::span<const Hint> hints) {
   {
     const MutexLock lock(mu_);
-    stats_.hints_dropped += hints_.drop_late(clock_.now(), load_time_);  // they hide newer ones
+    // First, so that what is late lends newer guesses no place and no probability.
+    stats_.hints_dropped += hints_.drop_late(clock_.now(), load_time_);
     for (const Hint& hint : hints) {
       ++stats_.hints;
       // A probability that is no number, or none at all, is no guess; who is here needs none.
@@ -92,14 +93,10 @@ void ExpertLoader::feed_hints_locked() {
   stats_.hints_dropped += hints_.drop_late(clock_.now(), load_time_);
   // Demands first, those without a slot and those on their way: while the link is busy with them a
   // guess would only take a slot from somebody sooner.
-  while (!paused_ && unplaced_ == 0 && loads_in_flight_ == hints_in_flight_ &&
+  while (!hints_.empty() && !paused_ && unplaced_ == 0 && loads_in_flight_ == hints_in_flight_ &&
          hints_in_flight_ < room) {
-    const std::optional<Hint> hint = hints_.pop();
-    if (!hint) return;
-    if (!take_hint_locked(*hint)) {
-      hints_.put_back(*hint);
-      return;
-    }
+    if (!take_hint_locked(hints_.front())) return;
+    hints_.pop();
   }
 }
 
@@ -117,7 +114,7 @@ bool ExpertLoader::take_hint_locked(const Hint& hint) {
   SlotPool& pool = pool_of(hint.key.layer);
   const auto begun = pool.cache.begin_load(hint.key, SlotCache::Purpose::kHint);
   if (const Refusal* refusal = std::get_if<Refusal>(&begun)) {
-    if (*refusal == Refusal::kLeased || *refusal == Refusal::kNotYet) return false;
+    if (*refusal == Refusal::kLeased || *refusal == Refusal::kDeferred) return false;
     ++stats_.hints_dropped;
     return true;
   }

@@ -46,14 +46,12 @@ int HintQueue::push(const Hint& hint) {
   return 1;
 }
 
-void HintQueue::put_back(const Hint& hint) { hints_.insert(hints_.begin(), hint); }
-
 void HintQueue::insert(const Hint& hint) {
   hints_.insert(std::upper_bound(hints_.begin(), hints_.end(), hint, is_before), hint);
 }
 
-// Jobs of one length: which sets can all be in time is a matroid, so that giving up the least
-// probable at each overrun leaves the best set.
+// Moore and Hodgson's rule, with values: of jobs of one length, which sets can all be in time is a
+// matroid, so giving up the least valuable at each overrun leaves the best set.
 int HintQueue::drop_late(Nanos now, Nanos load_time) {
   const auto more_probable = [&](std::size_t a, std::size_t b) {
     return is_better(hints_[a], hints_[b]);
@@ -76,13 +74,6 @@ int HintQueue::drop_late(Nanos now, Nanos load_time) {
   const auto dropped = static_cast<int>(hints_.size() - kept);
   hints_.resize(kept);
   return dropped;
-}
-
-std::optional<Hint> HintQueue::pop() {
-  if (hints_.empty()) return std::nullopt;
-  const Hint hint = hints_.front();
-  hints_.erase(hints_.begin());
-  return hint;
 }
 
 std::int64_t HintQueue::clear() {

@@ -1,7 +1,7 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "engine/hint.h"
@@ -28,10 +28,10 @@ class HintQueue {
   /// so what stays is worth the most that can be. Begin, not end: a load that a demand finds on its
   /// way saves a part. Returns how many were dropped.
   [[nodiscard]] int drop_late(Nanos now, Nanos load_time);
-  /// Takes the first guess out.
-  [[nodiscard]] std::optional<Hint> pop();
-  /// Puts back what `pop` has just given: it stays first.
-  void put_back(const Hint& hint);
+  /// The first guess; there is one.
+  [[nodiscard]] const Hint& front() const { return hints_.front(); }
+  /// Takes it out.
+  void pop() { hints_.erase(hints_.begin()); }
   /// Empties the queue; returns how many guesses it held.
   std::int64_t clear();
   [[nodiscard]] bool empty() const { return hints_.empty(); }
@@ -39,9 +39,10 @@ class HintQueue {
  private:
   void insert(const Hint& hint);
 
-  std::vector<Hint> hints_;         // in the order in which they are taken
-  std::vector<std::size_t> taken_;  // of drop_late: a heap, the least probable on top
-  std::vector<bool> late_;          // of drop_late, beside hints_
+  std::vector<Hint> hints_;  // in the order in which they are taken
+  // Of drop_late, kept so that it allocates nothing.
+  std::vector<std::size_t> taken_;  // a heap, the least probable on top
+  std::vector<bool> late_;          // beside hints_
 };
 
 /// Whether `a` deserves the link more than `b`: more probable, then due earlier.

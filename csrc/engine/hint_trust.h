@@ -35,9 +35,9 @@ class HintTrust {
  private:
   static constexpr std::size_t kMostOpen = 256;
   static constexpr int kPatience = 2;
-  static constexpr double kMemory = 64;  // outcomes that count, about
-  static constexpr std::size_t kRanks = 16;
-  static constexpr double kFirst = 8;  // outcomes until which anybody is believed
+  static constexpr double kMemory = 64;      // outcomes that count, about
+  static constexpr std::size_t kRanks = 16;  // guesses of a higher rank share the last record
+  static constexpr double kFirst = 8;        // outcomes until which anybody is believed
   static constexpr double kBreakEven = 0.25;
   static constexpr int kProbe = 64;
 

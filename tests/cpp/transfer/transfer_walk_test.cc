@@ -278,7 +278,7 @@ class Walk {
         ASSERT_TRUE(empty.empty() && idle.empty()) << "refused, but a slot was free";
         coverage_.hit(pinned ? "refusal kLeased of a pinned load" : "refusal kLeased");
         return;
-      case Refusal::kNotYet:
+      case Refusal::kDeferred:
         ADD_FAILURE() << policy_name_ << " lets hints wait";
         return;
       case Refusal::kDeclined:

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from sluice import _core
 from sluice.errors import ConfigError
-from sluice.trace import UNKNOWN, Trace
+from sluice.trace import Trace
 
 Array = NDArray[Any]
-PHASES = ("all", "decode", "prefill")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,25 +74,9 @@ def routes_of(trace: Trace, *, batch: int = 1, phase: str = "all") -> Routes:
     """
     if batch < 1:
         raise ConfigError(f"batch: got {batch}, expected at least 1")
-    spans = [_rows_of(trace, i, phase) for i in range(len(trace.sequences))]
+    spans = [np.asarray(trace.phase_rows(i, phase)) for i in range(len(trace.sequences))]
     steps = _side_by_side([rows for rows in spans if rows.size], batch)
     return _of_single_rows(trace, steps[:, 0]) if batch == 1 else _of_batches(trace, steps)
-
-
-def _rows_of(trace: Trace, index: int, phase: str) -> Array:
-    if phase not in PHASES:
-        raise ConfigError(f"phase: got {phase!r}, expected one of {', '.join(PHASES)}")
-    sequence = trace.sequences[index]
-    begin, end = sequence.start, sequence.start + sequence.length
-    if phase != "all":
-        if sequence.prompt_tokens == UNKNOWN:
-            raise ConfigError(
-                f"phase: got {phase!r}, but sequence {index} of {trace.source or 'the trace'} does "
-                'not say where its prompt ends; use phase="all"'
-            )
-        cut = begin + sequence.prompt_tokens
-        begin, end = (cut, end) if phase == "decode" else (begin, cut)
-    return np.arange(begin, end)
 
 
 def _side_by_side(spans: Sequence[Array], batch: int) -> Array:

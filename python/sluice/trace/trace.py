@@ -17,6 +17,8 @@ Array = NDArray[Any]
 UNKNOWN = -1
 """`TraceSequence.prompt_tokens` where nobody recorded the end of the prompt."""
 
+PHASES = ("all", "decode", "prefill")
+
 MAX_EXPERTS = 32767
 """Of a layer: ids are int16."""
 
@@ -137,11 +139,7 @@ class Trace:
         rows = np.concatenate(
             [np.arange(s.start, s.start + s.length) for s in chosen] or [np.arange(0)]
         )
-        moved: list[TraceSequence] = []
-        start = 0
-        for sequence in chosen:
-            moved.append(replace(sequence, start=start))
-            start += sequence.length
+        moved = _in_a_row(chosen)
 
         def take(array: Array | None) -> Array | None:
             return None if array is None else array[rows]
@@ -149,12 +147,32 @@ class Trace:
         return replace(
             self,
             experts=self.experts[rows],
-            sequences=tuple(moved),
+            sequences=moved,
             weights=take(self.weights),
             token_ids=take(self.token_ids),
             steps=take(self.steps),
             hidden=take(self.hidden),
         )
+
+    def phase_rows(self, index: int, phase: str) -> range:
+        """Rows of a sequence that it read ("prefill") or wrote ("decode"), or "all" of them.
+
+        Raises:
+            ConfigError: No such phase, or nobody recorded where its prompt ends.
+        """
+        if phase not in PHASES:
+            raise ConfigError(f"phase: got {phase!r}, expected one of {', '.join(PHASES)}")
+        sequence = self.sequences[index]
+        begin, end = sequence.start, sequence.start + sequence.length
+        if phase == "all":
+            return range(begin, end)
+        if sequence.prompt_tokens == UNKNOWN:
+            raise ConfigError(
+                f"phase: got {phase!r}, but sequence {index} of {self.source or 'the trace'} does "
+                'not say where its prompt ends; use phase="all"'
+            )
+        cut = begin + sequence.prompt_tokens
+        return range(cut, end) if phase == "decode" else range(begin, cut)
 
     def of_task(self, task: str) -> Trace:
         """The sequences of one task."""
@@ -167,6 +185,16 @@ class Trace:
 
     def __iter__(self) -> Iterator[TraceSequence]:
         return iter(self.sequences)
+
+
+def _in_a_row(sequences: Iterable[TraceSequence]) -> tuple[TraceSequence, ...]:
+    """The same, each beginning where the one before it ends."""
+    moved: list[TraceSequence] = []
+    start = 0
+    for sequence in sequences:
+        moved.append(replace(sequence, start=start))
+        start += sequence.length
+    return tuple(moved)
 
 
 def concatenate(traces: Sequence[Trace]) -> Trace:

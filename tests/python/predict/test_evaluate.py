@@ -73,6 +73,28 @@ def test_layers_before_the_first_scored_one_are_in_no_figure() -> None:
     assert result.unions[0].b_acc == pytest.approx(2 / 4)
 
 
+def test_of_a_phase_only_its_tokens_are_scored() -> None:
+    predictor, trace = two_tokens()
+    whole = (dataclasses.replace(trace.sequences[0], length=2, prompt_tokens=1),)
+    one = dataclasses.replace(trace, sequences=whole)
+    for phase, recalls in (("prefill", (3 / 4, 1 / 2)), ("decode", (1 / 4, 1 / 2)), ("all", ())):
+        result = evaluate(predictor, one, horizons=(1,), depths=(2,), batches=(1,), phase=phase)
+        depth = result.of(1).depths[0]
+        if recalls:
+            assert result.tokens == 1 and depth.recall == pytest.approx(recalls[0])
+            assert depth.by_layer[1] == pytest.approx(recalls[1])
+            assert result.of(1).unions[0].b_acc == pytest.approx(recalls[0])
+        else:
+            assert result.tokens == 2 and depth.recall == pytest.approx(1 / 2)
+    with pytest.raises(ConfigError, match="does not say where its prompt ends"):
+        evaluate(predictor, trace, phase="decode")
+    with pytest.raises(ConfigError, match="expected one of all, decode, prefill"):
+        evaluate(predictor, one, phase="warm")
+    read = (dataclasses.replace(whole[0], prompt_tokens=2),)
+    with pytest.raises(ConfigError, match="no token of phase 'decode'"):
+        evaluate(predictor, dataclasses.replace(trace, sequences=read), phase="decode")
+
+
 def test_b_acc_by_hand() -> None:
     predictor, trace = two_tokens()
     result = evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ def evaluate(
     batches: Sequence[int] = BATCHES,
     set_sizes: Sequence[float] = SET_SIZES,
     first_layer: int = 0,
+    phase: str = "all",
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -45,6 +47,7 @@ def evaluate(
         batches: Sizes for B_acc; those with more lanes than sequences are left out.
         set_sizes: Of the predicted set for B_acc, over the true set.
         first_layer: Layers before it are not scored (1: those that only the token before foresees).
+        phase: "decode": only tokens that a sequence wrote are scored, its prompt is but its past.
         resamples: Of the bootstrap over sequences.
         seed: Of its draws.
 
@@ -62,23 +65,26 @@ def evaluate(
     ns = tuple(sorted({n for n in wanted if n <= trace.num_experts}))
     if not ns or ns[0] < 1:
         raise ConfigError(f"depths: got {wanted}, expected numbers of 1 to {trace.num_experts}")
+    rows, sequences = _scored(trace, phase)
+    if not rows.size:
+        raise ConfigError(f"evaluate: got no token of phase {phase!r}, expected some to score")
+    truth = multi_hot(trace.experts[rows, first_layer:], trace.num_experts) > 0
     results: list[HorizonResult] = []
     for horizon in horizons:
-        scores = scores_of(predictor, trace, horizon)[:, first_layer:]
-        truth = multi_hot(trace.experts[:, first_layer:], trace.num_experts) > 0
+        scores = scores_of(predictor, trace, horizon)[rows, first_layer:]
         results.append(
             HorizonResult(
                 horizon=horizon,
                 first_layer=first_layer,
-                **_token_figures(trace, scores, truth, ns, resamples=resamples, seed=seed),
-                unions=tuple(_unions(trace, scores, truth, batches, tuple(set_sizes))),
+                **_token_figures(sequences, k, scores, truth, ns, resamples=resamples, seed=seed),
+                unions=tuple(_unions(sequences, scores, truth, batches, tuple(set_sizes))),
             )
         )
     return Evaluation(
         predictor=predictor.name,
         source=trace.source,
-        tokens=trace.num_tokens,
-        sequences=len(trace.sequences),
+        tokens=len(rows),
+        sequences=len(sequences),
         top_k=k,
         num_experts=trace.num_experts,
         results=tuple(results),
@@ -114,15 +120,45 @@ def _refuse_read(predictor: Any, trace: Trace) -> None:
     check_disjoint(() if fitting is None else fitting.read, trace, reader=predictor.name)
 
 
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """What is scored of a sequence: rows of the arrays of figures, and its task."""
+
+    rows: slice
+    task: str
+
+    @property
+    def length(self) -> int:
+        return self.rows.stop - self.rows.start
+
+
+def _scored(trace: Trace, phase: str) -> tuple[Array, list[_Scored]]:
+    """Rows of the trace that are scored, int64 `[M]`, and whose each stretch of them is."""
+    spans = [trace.phase_rows(i, phase) for i in range(len(trace.sequences))]
+    found: list[_Scored] = []
+    begin = 0
+    for span, sequence in zip(spans, trace.sequences, strict=True):
+        if span:
+            found.append(_Scored(slice(begin, begin + len(span)), sequence.task))
+            begin += len(span)
+    return np.concatenate([np.arange(0), *map(np.asarray, spans)]).astype(np.int64), found
+
+
 def _token_figures(
-    trace: Trace, scores: Array, truth: Array, ns: tuple[int, ...], *, resamples: int, seed: int
+    sequences: list[_Scored],
+    k: int,
+    scores: Array,
+    truth: Array,
+    ns: tuple[int, ...],
+    *,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Everything that one token at a time says."""
     layers, experts = truth.shape[1:]
-    k = trace.top_k
     recalls, shares, flags, counts = [], [], [], []
     calibration = np.zeros((metrics.BINS, 3))
-    for sequence in trace.sequences:
+    for sequence in sequences:
         of, true = scores[sequence.rows].reshape(-1, experts), truth[sequence.rows]
         true = true.reshape(-1, experts)
         sizes = true.sum(-1)
@@ -138,8 +174,8 @@ def _token_figures(
     recall, tokens = np.stack(recalls), np.asarray(counts, np.float64)
     events = tokens * layers
     totals = recall.sum(1)  # [sequences, n]
-    tasks = list(trace.tasks)
-    owner = np.array([tasks.index(s.task) for s in trace.sequences])
+    tasks = list(dict.fromkeys(s.task for s in sequences))
+    owner = np.array([tasks.index(s.task) for s in sequences])
     low, high = metrics.bootstrap(totals, events, resamples=resamples, seed=seed)
     task_low, task_high = metrics.bootstrap(
         totals, events, resamples=resamples, seed=seed, groups=owner
@@ -178,15 +214,19 @@ def _token_figures(
 
 
 def _unions(
-    trace: Trace, scores: Array, truth: Array, batches: Sequence[int], sizes: tuple[float, ...]
+    sequences: list[_Scored],
+    scores: Array,
+    truth: Array,
+    batches: Sequence[int],
+    sizes: tuple[float, ...],
 ) -> list[Union]:
     """B_acc of every batch size that the trace has sequences for, by size of the set."""
     found: list[Union] = []
     experts = truth.shape[-1]
     for batch in batches:
-        if batch > len(trace.sequences):
+        if batch > len(sequences):
             continue
-        rows = _batch_rows(trace, batch)  # [steps, batch]
+        rows = _batch_rows(sequences, batch)  # [steps, batch]
         hits, sets, actual = [], [], []
         for start in range(0, len(rows), _STEPS_AT_ONCE):
             some = rows[start : start + _STEPS_AT_ONCE].T
@@ -214,9 +254,9 @@ def _unions(
     return found
 
 
-def _batch_rows(trace: Trace, batch: int) -> Array:
-    """Rows of the trace that run together, until a lane is empty: int64 `[steps, batch]`."""
-    spans = [np.arange(s.start, s.start + s.length) for s in trace.sequences]
+def _batch_rows(sequences: list[_Scored], batch: int) -> Array:
+    """Rows that run together, until a lane is empty: int64 `[steps, batch]`."""
+    spans = [np.arange(s.rows.start, s.rows.stop) for s in sequences]
     dealt = metrics.lanes([len(span) for span in spans], batch)
     played = [np.concatenate([spans[i] for i in lane]) for lane in dealt]
     steps = min(len(lane) for lane in played)

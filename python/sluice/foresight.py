@@ -59,7 +59,9 @@ def follow(session: Session, predictor: Any, *, kind: str | None = None) -> Fore
             f"trained one: `sluice train {made.name} --trace FILE --out FOLDER`"
         )
     _tell_capacity(session, made)
-    tables = getattr(made, "core_tables", lambda: None)()
+    # "plec" reads a plan of the whole pass, which the core's predictors do not make.
+    planned = session.options.policy == "plec"
+    tables = None if planned else getattr(made, "core_tables", lambda: None)()
     if tables is None or (session.device != "cpu" and tables[0] not in _READ_ROUTES_ALONE):
         return Foresight(session, made)
     return Lookahead(session, made.name, *tables)
@@ -273,13 +275,12 @@ class Foresight(Observer):
     def _publish(self, upcoming: _Step) -> None:
         layers = self._layers
         guesses = self._guesses()
-        kept = self.predictor.forecast()
+        planned = self._session.options.policy == "plec"  # it reads who is expected, not how soon
+        kept = self._expected(guesses) if planned else self.predictor.forecast()
         index, done = self._at
         if index != upcoming.index:
             self._session.note("plans_dropped")
             return
-        if self._session.options.policy == "plec":  # it reads who is expected, not how much
-            kept = self._expected(guesses)
         if kept is not None:
             self._session.forecast(kept)
         layer_s = self._step_s / layers if self._step_s else math.inf

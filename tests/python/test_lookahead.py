@@ -289,6 +289,15 @@ def test_one_that_follows_the_running_sequence_is_no_table(recorded: Trace) -> N
         assert isinstance(session.predict(adapting), Foresight)
 
 
+def test_beside_plec_a_predictor_plans_on_the_thread(recorded: Trace) -> None:
+    predictor = PathTable(PathTableSettings(keys="pairs"))
+    predictor.fit(recorded)
+    assert predictor.core_tables() is not None
+    model = tiny.build("mixtral")
+    with sluice.offload(model, device_memory="25%", policy="plec") as session:
+        assert isinstance(session.predict(predictor), Foresight)
+
+
 def test_tables_of_another_model_are_refused(recorded: Trace) -> None:
     kind, tables = fitted("pairs", None, recorded).core_tables()
     model = tiny.build("mixtral")

@@ -52,9 +52,9 @@ class OffloadOptions:
             empty them, or all where they hold less than a quarter of the layer; "cache" all.
         policy: Who leaves when a slot is needed: "decayed-lfu" (`"decayed-lfu:16"` sets the
             half-life in steps), "lru", "lfu", "fifo", "lfru", "s3-fifo", "least-stale", "static",
-            "edge", "edge:printed", or, of a predictor's keep-scores, "forecast" and "plec". "auto"
-            is "decayed-lfu", for routing is skewed and the skew drifts; beside a predictor it is
-            "forecast", which is the same until the predictor proves better.
+            "edge", "edge:printed", or, by a predictor, "forecast" (who stays) and "plec" (who
+            comes). "auto" is "decayed-lfu", for routing is skewed and the skew drifts; beside a
+            predictor it is "forecast", which is the same until the predictor proves better.
         predictor: What guesses who comes next: a folder that `sluice train` wrote, a name of
             `sluice.predict.names()`, or an object of one's own; or a list of these, as a
             "forecaster" that says who should stay and a "next-gate" that says who comes. None:

@@ -89,12 +89,13 @@ class ExpertMap(BasePredictor[ExpertMapSettings]):
         self._rates: Array | None = None
         self._fitted: MapStore | None = None
         self._store: MapStore | None = None  # with what was added since; `reset` takes it back
+        self._visits: Array = np.zeros((0, 0), np.float32)  # [S, E], since `reset`
 
     def scores(self, trace: Trace, horizon: Horizon) -> Array:
         """As the base says."""
         self.check(trace)
         known = known_layers(horizon, trace.num_layers)
-        return self._searched(trace, known, later=0)
+        return self._scores_of(trace, known, later=0)
 
     def keep_scores(self, trace: Trace) -> Array | None:
         """Probability times visits so far: who has the least of it leaves first (F3)."""
@@ -103,8 +104,8 @@ class ExpertMap(BasePredictor[ExpertMapSettings]):
             return None
         # Of each layer once it has run; of the last one by the key of the token that follows.
         known = np.append(np.arange(1, trace.num_layers), 0)
-        found = self._searched(trace, known, later=1)
-        used = multi_hot(trace.experts, trace.num_experts).astype(np.float32)
+        found = self._scores_of(trace, known, later=1)
+        used = multi_hot(trace.experts, trace.num_experts)
         visits = np.cumsum(used, axis=0)
         visits[:, :-1] -= used[:, :-1]  # the running token counts when all its layers have run
         return found * visits
@@ -203,7 +204,7 @@ class ExpertMap(BasePredictor[ExpertMapSettings]):
             before = _maps_of(trace, sequence).reshape(sequence.length, -1)
         return unit(np.concatenate([np.zeros_like(before[:1]), before]))
 
-    def _searched(self, trace: Trace, known: Array, *, later: int) -> Array:
+    def _scores_of(self, trace: Trace, known: Array, *, later: int) -> Array:
         """`_search` for all tokens, or with `later=1` for the keys of those that follow them."""
         found = np.zeros((*trace.experts.shape[:2], trace.num_experts), np.float32)
         self.reset()

@@ -4,12 +4,20 @@ Each function below takes the newest run of one scenario and returns its tables,
 run has no such figures; `replay/foresight.py` makes the rows.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import NamedTuple
 
-from result_tables import NOTHING, Cell, Row, caption, newest_run, table
+from foresight_keys import (
+    FIRST_LAYER,
+    WITHOUT,
+    Place,
+    UnionKey,
+    at_horizon,
+    precision_key,
+    recall_depths,
+    recall_key,
+)
+from result_tables import NOTHING, Cell, Row, caption, newest_run, table, table_of
 
 TITLES = {
     "replay-dsv2lite": "Routes of DeepSeek-V2-Lite, three tasks, teacher-forced",
@@ -25,7 +33,6 @@ REPLAYS = ("replay-dsv2lite", "replay-reference")
 RECALLS = (*REPLAYS, "recall-reference-states")
 IN_DOMAIN, LEFT_OUT = "replay-dsv2lite", "recall-dsv2lite-left-out"
 FUTURE = ("belady", "belady-no-bypass")  # contenders that know it
-FIRST_LAYER = 1  # layers before it are not scored
 LAYERS_SHOWN = 7
 HORIZONS = {
     "token": "A token ahead, before layer 0 runs",
@@ -36,11 +43,11 @@ HORIZONS = {
 UNIONS_OF = ("previous-token", "token-table", "routing-path", "routing-path-t5")
 
 
-def percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}"
+def percent(share: float | None, digits: int = 1) -> str:
+    return NOTHING if share is None else f"{100 * share:.{digits}f}"
 
 
-def within(value: float, low: float, high: float) -> str:
+def within(value: float, low: float | None, high: float | None) -> str:
     """A share and its 95 % interval, in percent."""
     return f"{percent(value)} [{percent(low)}, {percent(high)}]"
 
@@ -48,23 +55,8 @@ def within(value: float, low: float, high: float) -> str:
 # Who should stay: rows of "gap_closed".
 
 
-class Place(NamedTuple):
-    """What a replay's row is of."""
-
-    stream: str
-    batch: int
-    contender: str
-
-
-def place(row: Row) -> Place:
-    """From "STREAM: CONTENDER" or "STREAM, batch B: CONTENDER"."""
-    where, _, contender = row["mode"].partition(": ")
-    stream, _, batch = where.partition(", batch ")
-    return Place(stream, int(batch or 1), contender)
-
-
 def replayed(run: Sequence[Row]) -> dict[Place, Row]:
-    return {place(row): row for row in run if row["metric"] == "gap_closed"}
+    return {Place.parse(row["mode"]): row for row in run if row["metric"] == "gap_closed"}
 
 
 def shares_of(run: Sequence[Row]) -> list[str]:
@@ -73,12 +65,12 @@ def shares_of(run: Sequence[Row]) -> list[str]:
     return sorted((k.removeprefix("hits_") for k in keys if k.startswith("hits_")), key=float)
 
 
-def slots_of(shares: Sequence[str]) -> str:
+def slots_heading(shares: Sequence[str]) -> str:
     """For a column's name: "12.5 / 25 / 50 %"."""
     return " / ".join(f"{100 * float(share):g}" for share in shares) + " %"
 
 
-def by_slots(row: Row, figure: str, shares: Sequence[str]) -> str:
+def cell_by_slots(row: Row, figure: str, shares: Sequence[str]) -> str:
     return " / ".join(percent(row["derived"][f"{figure}_{share}"]) for share in shares)
 
 
@@ -86,43 +78,47 @@ def stay(run: Sequence[Row]) -> list[str]:
     """Hits and gap closed of every contender, one sequence at a time."""
     shares = shares_of(run)
     columns: dict[str, Cell] = {
-        "stream": lambda r: place(r).stream,
-        "contender": lambda r: f"`{place(r).contender}`",
-        f"hits %, slots {slots_of(shares)}": lambda r: by_slots(r, "hits", shares),
-        "gap closed %, by slots": lambda r: by_slots(r, "gap", shares),
+        "stream": lambda r: Place.parse(r["mode"]).stream,
+        "contender": lambda r: f"`{Place.parse(r['mode']).contender}`",
+        f"hits %, slots {slots_heading(shares)}": lambda r: cell_by_slots(r, "hits", shares),
+        "gap closed %, by slots": lambda r: cell_by_slots(r, "gap", shares),
         "mean [95 %]": lambda r: within(
             fmean(r["samples"]), r["derived"]["low"], r["derived"]["high"]
         ),
         "without shared tokens": lambda r: percent(r["derived"]["without_shared_tokens"]),
         "seeds": lambda r: str(r["n"]),
     }
-    return [table(columns, [row for at, row in replayed(run).items() if at.batch == 1])]
+    return [table_of(columns, [row for at, row in replayed(run).items() if at.batch == 1])]
 
 
-def split(run: Sequence[Row]) -> list[str]:
+def admission(run: Sequence[Row]) -> list[str]:
     """What is left of the gap to the best causal contender: by admission, by choice of victim."""
     rows = replayed(run)
-    lines: list[Row] = []
+    lines: list[Mapping[str, str]] = []
     for stream in dict.fromkeys(at.stream for at in rows):
         single = {at.contender: row["derived"] for at, row in rows.items() if at[:2] == (stream, 1)}
-        causal = [name for name in single if name not in FUTURE]
         for share in shares_of(run):
-            key = f"gap_{share}"
-            best = max(causal, key=lambda name: single[name][key])
-            closed, forced = single[best][key], single["belady-no-bypass"][key]
-            left = 1 - closed
-            lines.append(
-                {
-                    "stream": stream,
-                    "slots": f"{100 * float(share):g} %",
-                    "best causal contender": f"`{best}`",
-                    "its gap closed %": percent(closed),
-                    "forced Belady's %": percent(forced),
-                    "admission %": percent((1 - forced) / left) if left else NOTHING,
-                    "victim choice %": percent((forced - closed) / left) if left else NOTHING,
-                }
-            )
-    return [as_table(lines)]
+            gaps = {name: derived[f"gap_{share}"] for name, derived in single.items()}
+            line = {"stream": stream, "slots": f"{100 * float(share):g} %"}
+            lines.append(line | admission_cells(gaps))
+    return [table(lines)]
+
+
+def admission_cells(gaps: Mapping[str, float | None]) -> dict[str, str]:
+    """Of the gap that each contender closes; None: there is no gap at so many slots."""
+    causal = {name: gap for name, gap in gaps.items() if name not in FUTURE and gap is not None}
+    if not causal:
+        return {}
+    best, closed = max(causal.items(), key=lambda each: each[1])
+    forced, left = gaps.get("belady-no-bypass"), 1 - closed
+    known = forced is not None and left
+    return {
+        "best causal contender": f"`{best}`",
+        "its gap closed %": percent(closed),
+        "forced Belady's %": percent(forced),
+        "admission %": percent((1 - forced) / left) if known else NOTHING,
+        "victim choice %": percent((forced - closed) / left) if known else NOTHING,
+    }
 
 
 def grids(run: Sequence[Row]) -> list[str]:
@@ -133,18 +129,13 @@ def grids(run: Sequence[Row]) -> list[str]:
     lines = [
         {"stream": stream, "policy": f"`{name}`"}
         | {
-            f"batch {batch}": by_slots(rows[Place(stream, batch, name)], "hits", shares)
+            f"batch {batch}": cell_by_slots(rows[at], "hits", shares)
             for batch in batches
+            if (at := Place(stream, batch, name)) in rows
         }
         for stream, name in names
     ]
-    return [f"Hits %, slots {slots_of(shares)}:", as_table(lines)] if lines else []
-
-
-def as_table(lines: Sequence[Row]) -> str:
-    """Of lines that name their own cells, the same in each."""
-    names = lines[0] if lines else ()
-    return table({name: lambda line, name=name: line[name] for name in names}, lines)
+    return [f"Hits %, slots {slots_heading(shares)}:", table(lines)] if lines else []
 
 
 # Who comes next: rows of "recall_at_k".
@@ -155,9 +146,7 @@ def recalls(run: Sequence[Row]) -> list[Row]:
 
 
 def depths(row: Row, horizon: str) -> list[int]:
-    """The n of recall@n at a horizon; the first is K."""
-    found = (re.fullmatch(rf"{horizon}: recall@(\d+)", key) for key in row["derived"])
-    return sorted(int(each[1]) for each in found if each)
+    return recall_depths(row["derived"], horizon)
 
 
 def of_horizons(run: Sequence[Row], tables: Callable[[list[Row], str], str]) -> list[str]:
@@ -167,9 +156,8 @@ def of_horizons(run: Sequence[Row], tables: Callable[[list[Row], str], str]) -> 
     return [part for each in asked for part in (f"{HORIZONS[each]}:", tables(rows, each))]
 
 
-def recall_interval(row: Row, name: str) -> str:
-    figures = row["derived"]
-    return within(figures[name], figures[f"{name} low"], figures[f"{name} high"])
+def recall_interval(row: Row, horizon: str, n: int) -> str:
+    return within(*(row["derived"][recall_key(horizon, n, of)] for of in ("", "low", "high")))
 
 
 def come_next(run: Sequence[Row]) -> list[str]:
@@ -177,26 +165,25 @@ def come_next(run: Sequence[Row]) -> list[str]:
 
     def one(rows: list[Row], horizon: str) -> str:
         k, *deeper = depths(rows[0], horizon)
-        name = f"{horizon}: recall@{k}"
 
         def figure(key: str, digits: int = 1) -> Cell:
-            return lambda r: percent(r["derived"][f"{horizon}: {key}"], digits)
+            return lambda r: percent(r["derived"][key], digits)
 
         def pair(n: int) -> Cell:
-            recall, precision = figure(f"recall@{n}"), figure(f"precision@{n}")
+            recall, precision = figure(recall_key(horizon, n)), figure(precision_key(horizon, n))
             return lambda r: f"{recall(r)} / {precision(r)}"
 
         columns: dict[str, Cell] = {
             "predictor": lambda r: f"`{r['mode']}`",
-            f"recall@{k} % [95 %]": lambda r: recall_interval(r, name),
-            "worst task": figure(f"recall@{k} worst task"),
-            f"precision@{k}": figure(f"precision@{k}"),
+            f"recall@{k} % [95 %]": lambda r: recall_interval(r, horizon, k),
+            "worst task": figure(recall_key(horizon, k, "worst task")),
+            f"precision@{k}": figure(precision_key(horizon, k)),
             **{f"@{n}: recall / precision": pair(n) for n in deeper},
-            "exact set %": figure("exact set"),
-            "calibration error %": figure("calibration error", 2),
+            "exact set %": figure(at_horizon(horizon, "exact set")),
+            "calibration error %": figure(at_horizon(horizon, "calibration error"), 2),
             "seeds": lambda r: str(r["n"]),
         }
-        return table(columns, rows)
+        return table_of(columns, rows)
 
     return of_horizons(run, one)
 
@@ -205,7 +192,7 @@ def layers(run: Sequence[Row]) -> list[str]:
     """Recall@K by layer: of many, some at even distances."""
 
     def one(rows: list[Row], horizon: str) -> str:
-        key = f"{horizon}: recall@{depths(rows[0], horizon)[0]} by layer"
+        key = recall_key(horizon, depths(rows[0], horizon)[0], "by layer")
         count = len(rows[0]["derived"][key])
         shown = range(0, count, -(-count // LAYERS_SHOWN))
         columns: dict[str, Cell] = {
@@ -215,12 +202,9 @@ def layers(run: Sequence[Row]) -> list[str]:
                 for i in shown
             },
         }
-        return table(columns, rows)
+        return table_of(columns, rows)
 
     return of_horizons(run, one)
-
-
-UNION = re.compile(r"token: batch (\d+), (\S+) x the true set: b_acc")
 
 
 def unions(run: Sequence[Row]) -> list[str]:
@@ -228,22 +212,22 @@ def unions(run: Sequence[Row]) -> list[str]:
     rows = [row for row in recalls(run) if depths(row, "token")]
     if not rows:
         return []
-    name = f"token: recall@{depths(rows[0], 'token')[0]}"
+    name = recall_key("token", depths(rows[0], "token")[0])
     best = max(rows, key=lambda r: r["derived"][name])
-    lines: list[Row] = []
+    lines: list[Mapping[str, str]] = []
     for row in rows:
         if row is not best and row["mode"] not in UNIONS_OF:
             continue
-        found = [each.groups() for each in map(UNION.fullmatch, row["derived"]) if each]
-        for batch in sorted({batch for batch, _ in found}, key=int):
-            line = {"predictor": f"`{row['mode']}`", "batch": batch}
-            for size in (size for of, size in found if of == batch):
-                at = f"token: batch {batch}, {size} x the true set"
-                figures = (row["derived"][f"{at}: {each}"] for each in ("b_acc", "precision"))
-                head = "all experts" if size == "all" else f"{float(size):.2f} x"
-                line[head] = " / ".join(map(percent, figures))
+        parsed = [key for key in map(UnionKey.parse, row["derived"]) if key is not None]
+        found = [key for key in parsed if (key.horizon, key.figure) == ("token", "b_acc")]
+        for batch in sorted({key.batch for key in found}):
+            line = {"predictor": f"`{row['mode']}`", "batch": str(batch)}
+            for key in (each for each in found if each.batch == batch):
+                both = (key, key._replace(figure="precision"))
+                head = "all experts" if key.size == "all" else f"{float(key.size):.2f} x"
+                line[head] = " / ".join(percent(row["derived"][str(each)]) for each in both)
             lines.append(line)
-    return ["B_acc / precision %, by size of the predicted set over the true one:", as_table(lines)]
+    return ["B_acc / precision %, by size of the predicted set over the true one:", table(lines)]
 
 
 def fits(run: Sequence[Row]) -> list[str]:
@@ -253,7 +237,7 @@ def fits(run: Sequence[Row]) -> list[str]:
         "fit, s": lambda r: f"{r['derived']['fit_s']:.3g}",
         "seeds": lambda r: str(r["n"]),
     }
-    return [table(columns, recalls(run))]
+    return [table_of(columns, recalls(run))]
 
 
 # Two runs beside each other.
@@ -265,33 +249,33 @@ def domains(inside: Sequence[Row], outside: Sequence[Row]) -> list[str]:
     known = {row["mode"]: row for row in recalls(inside)}
     apart: dict[str, dict[str, Row]] = {}
     for row in recalls(outside):
-        predictor, _, task = row["mode"].partition(" without ")
+        predictor, _, task = row["mode"].partition(WITHOUT)
         apart.setdefault(predictor, {})[task] = row
-    lines: list[Row] = []
+    lines: list[Mapping[str, str]] = []
     for predictor, of_task in apart.items():
-        name = f"1: recall@{depths(next(iter(of_task.values())), '1')[0]}"
-        mean = sum(row["derived"][name] for row in of_task.values()) / len(of_task)
+        k = depths(next(iter(of_task.values())), "1")[0]
+        name = recall_key("1", k)
+        mean = fmean(row["derived"][name] for row in of_task.values())
         fitted = known.get(predictor)
-        lines.append(
-            {
-                "predictor": f"`{predictor}`",
-                f"in domain: {name.partition(': ')[2]} % [95 %]": (
-                    recall_interval(fitted, name) if fitted else NOTHING
-                ),
-                "worst task": (
-                    percent(fitted["derived"][f"{name} worst task"]) if fitted else NOTHING
-                ),
-                "left out: mean": percent(mean),
-                "lost, points": percent(fitted["derived"][name] - mean) if fitted else NOTHING,
-                **{f"{task} left out": recall_interval(row, name) for task, row in of_task.items()},
-            }
-        )
-    return [as_table(lines)]
+        line = {
+            "predictor": f"`{predictor}`",
+            f"in domain: recall@{k} % [95 %]": (
+                recall_interval(fitted, "1", k) if fitted else NOTHING
+            ),
+            "worst task": (
+                percent(fitted["derived"][recall_key("1", k, "worst task")]) if fitted else NOTHING
+            ),
+            "left out: mean": percent(mean),
+            "lost, points": percent(fitted["derived"][name] - mean) if fitted else NOTHING,
+        }
+        line |= {f"{task} left out": recall_interval(row, "1", k) for task, row in of_task.items()}
+        lines.append(line)
+    return [table(lines)]
 
 
 SECTIONS: dict[str, tuple[Sequence[str], Callable[[Sequence[Row]], list[str]]]] = {
     "stay": (REPLAYS, stay),
-    "split": (REPLAYS, split),
+    "admission": (REPLAYS, admission),
     "grids": (REPLAYS, grids),
     "next": (RECALLS, come_next),
     "layers": (RECALLS, layers),

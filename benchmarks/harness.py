@@ -106,9 +106,12 @@ def row(
     counters: dict[str, Any] | None = None,
     limit: dict[str, Any] | None = None,
     memory: dict[str, int] | None = None,
-    derived: dict[str, float] | None = None,
+    derived: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One result with its passport (measuring rules: README.md of this folder)."""
+    """One result with its passport (measuring rules: README.md of this folder).
+
+    Errors: ValueError on a NaN in it; what is not known is None.
+    """
     revision, dirty = commit()
     p20, p50, p80 = quantiles(samples)
     body: dict[str, Any] = {

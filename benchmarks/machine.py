@@ -134,5 +134,5 @@ def resident_set_bytes() -> dict[str, int]:
 
 
 def canonical(value: object) -> str:
-    """JSON with sorted keys, for hashing."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    """JSON with sorted keys, for hashing. Errors: ValueError on NaN, which JSON has no word for."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

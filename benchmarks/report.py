@@ -9,7 +9,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import foresight_report  # noqa: E402
-from result_tables import NOTHING, Row, all_rows, caption, fill, newest_run, table  # noqa: E402
+from result_tables import NOTHING, Row, all_rows, caption, fill, newest_run, table_of  # noqa: E402
 
 # Scenario -> what its table says, in the order of the README.
 TITLES = {
@@ -163,7 +163,7 @@ def tables(rows: Sequence[Row]) -> str:
     """Of each scenario with rows its newest run."""
     runs = {scenario: newest_run(scenario, rows) for scenario in TITLES}
     return "\n".join(
-        f"{caption(TITLES[scenario], run)}\n\n{table(COLUMNS, run)}\n"
+        f"{caption(TITLES[scenario], run)}\n\n{table_of(COLUMNS, run)}\n"
         for scenario, run in runs.items()
         if run
     )

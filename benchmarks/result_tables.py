@@ -1,16 +1,14 @@
 """What published tables are made of: the newest run of a scenario, its caption, Markdown, marks."""
 
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+from compare import load_rows
+from harness import load_scenario
 
-from compare import load_rows  # noqa: E402
-from harness import load_scenario  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 Row = dict[str, Any]
 Cell = Callable[[Row], str]
@@ -51,14 +49,20 @@ def _origin(row: Row) -> str:
     )
 
 
-def table(columns: Mapping[str, Cell], rows: Sequence[Row]) -> str:
-    """A line a row, without the columns that say nothing; "" without rows."""
-    cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
+def table(lines: Sequence[Mapping[str, str]]) -> str:
+    """Of lines that name their cells, without the columns that say nothing; "" without any."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    cells = {name: [line.get(name, NOTHING) for line in lines] for name in names}
     cells = {name: column for name, column in cells.items() if set(column) - {NOTHING}}
     if not cells:
         return ""
-    lines = [[*cells], ["---"] * len(cells), *zip(*cells.values(), strict=True)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    body = [[*cells], ["---"] * len(cells), *zip(*cells.values(), strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in body)
+
+
+def table_of(columns: Mapping[str, Cell], rows: Sequence[Row]) -> str:
+    """A line a row, by what each column says of it."""
+    return table([{name: cell(row) for name, cell in columns.items()} for row in rows])
 
 
 def fill(document: str, bodies: Mapping[str, str]) -> str:

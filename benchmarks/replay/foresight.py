@@ -8,6 +8,7 @@ each seed, which also deals the sequences.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +18,22 @@ from typing import Any
 import numpy as np
 
 from fitted import unfitted
+from foresight_keys import (
+    FIRST_LAYER,
+    WITHOUT,
+    Place,
+    UnionKey,
+    at_horizon,
+    precision_key,
+    recall_key,
+)
 from harness import row
 from reference_traces import recorded
 from sluice import predict
 from sluice.reference import reference_model
 from sluice.simulate import (
     Contender,
+    gap_closed,
     gather_scores,
     order_of,
     popular_experts,
@@ -60,14 +71,14 @@ class Stream:
 def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows: gap closed and hits of every contender on every stream; recall of every predictor."""
     work = scenario["workload"]
-    files = [file_of(name) for name in work["traces"]]
-    every = work.get("every", [1] * len(files))
-    parts = [
-        first_sequences(each.select(range(0, len(each.sequences), apart)), work.get("sequences"))
-        for each, apart in zip(map(load, files), every, strict=True)
+    every = work.get("every", [1] * len(work["traces"]))
+    inputs = [
+        part_of(name, apart, work.get("sequences"))
+        for name, apart in zip(work["traces"], every, strict=True)
     ]
+    parts = [trace for _, trace in inputs]
     stored = concatenate(parts)
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: dict[Place, list[dict[str, Any]]] = {}
     recalls: dict[str, list[dict[str, Any]]] = {}
     for without, seed, split in splits(parts, stored, work):
         fit, choose, score = (split.of(stored, role) for role in ("fit", "choose", "score"))
@@ -79,46 +90,60 @@ def run(scenario: dict[str, Any]) -> list[dict[str, Any]]:
         for name, predictor in predictors.items():
             recalls.setdefault(name, []).append(recall(predictor, score, work))
         for stream in streams(score, work):
-            judged = {stream.name: judge(stream, fit, predictors, work)} | {
-                f"{stream.name}, batch {batch}": judge_batch(stream, batch, fit, work)
+            judged = {1: judge(stream, fit, predictors, work)} | {
+                batch: judge_batch(stream, batch, fit, work)
                 for batch in work["batches"]
                 if batch > 1
             }
-            for where, contenders in judged.items():
+            for batch, contenders in judged.items():
                 for name, figures in contenders.items():
-                    found.setdefault((where, name), []).append(figures)
-    data = {
-        "traces": [path.name for path in files],
-        "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
-        "split": "a task left out"
-        if work.get("leave_out")
-        else work.get("split", work.get("roles")),
-        "seeds": work["seeds"],
-        "text": "the model's own" if stored.own_text else "teacher-forced",
-    }
+                    found.setdefault(Place(stream.name, batch, name), []).append(figures)
+    data = data_of([path for path, _ in inputs], stored, work)
     rows = [
-        one(scenario, data, f"{stream}: {name}", "gap_closed", figures)
-        for (stream, name), figures in found.items()
+        one(scenario, data, str(place), "gap_closed", figures)
+        for place, figures in found.items()
+        if any(each["value"] is not None for each in figures)
     ]
     return rows + [
         one(scenario, data, name, "recall_at_k", figures) for name, figures in recalls.items()
     ]
 
 
-def first_sequences(trace: Trace, most: int | None) -> Trace:
-    """The first so many of each task; None: all."""
-    if most is None:
-        return trace
-    numbers = {task: [i for i, s in enumerate(trace) if s.task == task] for task in trace.tasks}
-    return trace.select(i for each in numbers.values() for i in each[:most])
+def part_of(name: str, every: int, most: int | None = None) -> tuple[Path, Trace]:
+    """A file and what is read of it: one sequence of `every`, of each task the first `most`.
+
+    Args:
+        name: A file beside this folder, or "recorded:ROLE": of the reference model, with states,
+            where no more than those sequences is recorded.
+        every: 1: all.
+        most: None: all.
+    """
+    if name.startswith("recorded:"):
+        path = recorded(name.removeprefix("recorded:"), hidden=True, every=every)
+        every = 1
+    else:
+        path = ROOT / name
+    trace = load(path)
+    kept: list[int] = []
+    of_task: Counter[str] = Counter()
+    for i in range(0, len(trace.sequences), every):
+        task = trace.sequences[i].task
+        of_task[task] += 1
+        if most is None or of_task[task] <= most:
+            kept.append(i)
+    return path, trace if len(kept) == len(trace.sequences) else trace.select(kept)
 
 
-def file_of(name: str) -> Path:
-    """A file beside this folder; or of the reference model with states, "recorded:ROLE/EVERY"."""
-    if not name.startswith("recorded:"):
-        return ROOT / name
-    role, _, every = name.removeprefix("recorded:").partition("/")
-    return recorded(role, hidden=True, every=int(every or 1))
+def data_of(files: Sequence[Path], stored: Trace, work: dict[str, Any]) -> dict[str, Any]:
+    """What a row says of the traces behind it."""
+    split = "a task left out" if work.get("leave_out") else work.get("split", work.get("roles"))
+    return {
+        "traces": [path.name for path in files],
+        "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
+        "split": split,
+        "seeds": work["seeds"],
+        "text": "the model's own" if stored.own_text else "teacher-forced",
+    }
 
 
 def splits(
@@ -131,7 +156,7 @@ def splits(
     for seed in work["seeds"]:
         if work.get("leave_out"):
             for task in stored.tasks:
-                yield f" without {task}", seed, leave_out(stored, task, seed=seed)
+                yield f"{WITHOUT}{task}", seed, leave_out(stored, task, seed=seed)
         elif "roles" in work:
             contents = [tuple(dict.fromkeys(s.content for s in part)) for part in parts]
             yield "", seed, Split(**dict(zip(work["roles"], contents, strict=True)))
@@ -151,27 +176,33 @@ def recall(predictor: Any, score: Trace, work: dict[str, Any]) -> dict[str, Any]
     """Recall and precision by horizon, n and layer; B_acc by batch and size of the predicted set;
     what the fit took."""
     result = predict.evaluate(
-        predictor, score, horizons=work["horizons"], batches=work["batches"], first_layer=1
+        predictor,
+        score,
+        horizons=work["horizons"],
+        batches=work["batches"],
+        first_layer=FIRST_LAYER,
+        phase=work.get("phase", "all"),
     )
     figures: dict[str, Any] = {"fit_s": predictor.fitting.duration_s}
     for at in result.results:
         for depth in at.depths:
-            name = f"{at.horizon}: recall@{depth.n}"
+            key = partial(recall_key, at.horizon, depth.n)
             figures |= {
-                name: depth.task_mean,
-                f"{name} low": depth.task_interval[0],
-                f"{name} high": depth.task_interval[1],
-                f"{name} worst task": min(depth.by_task.values()),
-                f"{at.horizon}: precision@{depth.n}": depth.precision,
+                key(): depth.task_mean,
+                key("low"): depth.task_interval[0],
+                key("high"): depth.task_interval[1],
+                key("worst task"): min(depth.by_task.values()),
+                precision_key(at.horizon, depth.n): depth.precision,
             }
             if depth.n == result.top_k:
-                figures[f"{name} by layer"] = depth.by_layer
-        figures[f"{at.horizon}: exact set"] = at.exact_set
-        figures[f"{at.horizon}: calibration error"] = at.calibration_error
+                figures[key("by layer")] = depth.by_layer
+        figures[at_horizon(at.horizon, "exact set")] = at.exact_set
+        figures[at_horizon(at.horizon, "calibration error")] = at.calibration_error
         for union in at.unions:
             size = "all" if union.set_size is None else f"{union.set_size:g}"
-            name = f"{at.horizon}: batch {union.batch}, {size} x the true set"
-            figures |= {f"{name}: b_acc": union.b_acc, f"{name}: precision": union.precision}
+            for figure in ("b_acc", "precision"):
+                of_union = UnionKey(str(at.horizon), union.batch, size, figure)
+                figures[str(of_union)] = getattr(union, figure)
     last = result.results[-1]
     return {"value": next(d.task_mean for d in last.depths if d.n == result.top_k), **figures}
 
@@ -235,7 +266,7 @@ def judge(
             **by_slots(closed(*(m.sum(1) for m in of)), replayed, work),
             "low": low,
             "high": high,
-            "without_shared_tokens": float(np.mean(own)),
+            "without_shared_tokens": known_mean(own),
         }
     return figures
 
@@ -266,25 +297,35 @@ def policies(fit: Trace, work: dict[str, Any]) -> list[Contender]:
 
 def by_slots(
     gaps: np.ndarray, replayed: Sequence[ReplayResult], work: dict[str, Any]
-) -> dict[str, float]:
-    """The mean gap closed; gap and hits of each share of slots."""
-    figures = {"value": float(np.mean(gaps))}
+) -> dict[str, float | None]:
+    """The mean gap closed; gap and hits of each share of slots. None where there is no gap."""
+    figures = {"value": known_mean(gaps)}
     for share, gap, result in zip(work["slots"], gaps, replayed, strict=True):
-        figures |= {f"gap_{share:g}": float(gap), f"hits_{share:g}": result.hit_ratio}
+        figures |= {f"gap_{share:g}": known_mean(gap), f"hits_{share:g}": result.hit_ratio}
     return figures
 
 
-def closed(lru: np.ndarray, policy: np.ndarray, belady: np.ndarray) -> np.ndarray:
-    """Of the way from LRU's misses to Belady's; elementwise."""
-    return (lru - policy) / np.maximum(lru - belady, 1e-9)
+closed = np.vectorize(gap_closed, otypes=[float])
+"""Of the way from LRU's misses to Belady's; elementwise, nan where Belady saves none."""
 
 
-def interval(sequence: np.ndarray, misses: tuple[np.ndarray, ...]) -> tuple[float, float]:
-    """95 % of the mean over slots, resampling whole sequences."""
+def known_mean(shares: np.ndarray) -> float | None:
+    """Without those that are nan; None if all are."""
+    known = shares[~np.isnan(shares)]
+    return float(known.mean()) if known.size else None
+
+
+def interval(
+    sequence: np.ndarray, misses: tuple[np.ndarray, ...]
+) -> tuple[float | None, float | None]:
+    """95 % of the mean over slots, resampling whole sequences; None without a gap in any draw."""
     count = int(sequence.max()) + 1
     sums = [np.stack([np.bincount(sequence, row, count) for row in each]) for each in misses]
     drawn = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
-    means = closed(*(each[:, drawn].sum(-1) for each in sums)).mean(0)
+    gaps = closed(*(each[:, drawn].sum(-1) for each in sums))
+    means = np.nanmean(gaps[:, ~np.isnan(gaps).all(0)], axis=0)
+    if not means.size:
+        return None, None
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
@@ -296,7 +337,13 @@ def one(
     metric: str,
     figures: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """A row of one figure by seed; what belongs to it, its mean over seeds, is derived."""
+    """A row of one figure by seed; what belongs to it, its mean over seeds, is derived.
+
+    A seed without a figure, None, is left out of both; without any the derived figure is None.
+    """
+    known = {
+        key: [figure[key] for figure in figures if figure[key] is not None] for key in figures[0]
+    }
     return row(
         scenario,
         mode=mode,
@@ -304,14 +351,13 @@ def one(
         unit="share",
         better="higher",
         state="replay",
-        samples=[figure["value"] for figure in figures],
+        samples=known.pop("value"),
         stop="max",
         correct="counters",
         config={"workload": scenario["workload"], "predictors": scenario["predictors"]},
         data=data,
         derived={
-            key: np.round(np.mean([figure[key] for figure in figures], axis=0), 5).tolist()
-            for key in figures[0]
-            if key != "value"
+            key: np.round(np.mean(values, axis=0), 5).tolist() if values else None
+            for key, values in known.items()
         },
     )

@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 
 import foresight_report
-import result_tables
-from foresight_report import Place, place
 
 
 def a_row(mode: str, metric: str, scenario: str = "replay-dsv2lite", **derived: Any) -> Any:
@@ -76,18 +74,6 @@ def cells(markdown: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in lines if not line.startswith("| ---")]
 
 
-@pytest.mark.parametrize(
-    ("mode", "what"),
-    [
-        ("mix: lru", Place("mix", 1, "lru")),
-        ("mix: edge:printed", Place("mix", 1, "edge:printed")),
-        ("balanced, batch 16: belady", Place("balanced", 16, "belady")),
-    ],
-)
-def test_a_mode_names_stream_batch_and_contender(mode: str, what: Place) -> None:
-    assert place({"mode": mode}) == what
-
-
 def test_who_should_stay_is_of_batch_1_with_slots_in_order() -> None:
     head, *lines = cells(foresight_report.stay(REPLAY)[0])
     assert head[2:4] == ["hits %, slots 12.5 / 50 %", "gap closed %, by slots"]
@@ -98,11 +84,28 @@ def test_who_should_stay_is_of_batch_1_with_slots_in_order() -> None:
 
 
 def test_what_is_left_of_the_gap_is_admission_and_victim_choice() -> None:
-    _, *lines = cells(foresight_report.split(REPLAY)[0])
+    _, *lines = cells(foresight_report.admission(REPLAY)[0])
     assert lines == [
         ["mix", "12.5 %", "`edge:printed`", "20.0", "60.0", "50.0", "50.0"],
         ["mix", "50 %", "`forecaster`", "50.0", "40.0", "120.0", "-20.0"],
     ]
+
+
+def test_without_the_forced_belady_its_cells_are_dashes() -> None:
+    other = [row | {"mode": row["mode"].replace("mix", "balanced")} for row in REPLAY[:4]]
+    head, *lines = cells(foresight_report.admission([*REPLAY, *other])[0])
+    assert len(head) == 7 and len(lines) == 4
+    assert lines[2] == ["balanced", "12.5 %", "`edge:printed`", "20.0", "–", "–", "–"]
+    assert cells(foresight_report.admission(REPLAY[:4])[0])[0] == head[:4]
+
+
+def test_where_belady_saves_nothing_stands_a_dash() -> None:
+    nothing = {"gap_0.5": None, "low": None, "high": None, "without_shared_tokens": None}
+    run = [row | {"derived": row["derived"] | nothing} for row in REPLAY]
+    assert cells(foresight_report.stay(run)[0])[2] == [
+        "mix", "`edge:printed`", "35.0 / 70.0", "20.0 / –", "30.0 [–, –]", "2",
+    ]  # fmt: skip
+    assert cells(foresight_report.admission(run)[0])[2] == ["mix", "50 %", "–", "–", "–", "–", "–"]
 
 
 def test_grids_stand_side_by_side_for_who_ran_at_every_batch() -> None:
@@ -161,11 +164,3 @@ def test_a_scenario_without_rows_leaves_its_tables_out() -> None:
 def test_dirty_rows_make_no_table() -> None:
     dirty = [row | {"dirty": True} for row in REPLAY]
     assert set(foresight_report.tables(dirty).values()) == {""}
-
-
-def test_only_what_stands_between_marks_is_replaced() -> None:
-    text = "a\n<!-- rows: one -->\nold\n<!-- /rows -->\nb\n<!-- rows: two -->\n<!-- /rows -->\n"
-    filled = result_tables.fill(text, {"one": "new\n", "two": ""})
-    assert filled == text.replace("old", "new")
-    with pytest.raises(KeyError, match="two"):
-        result_tables.fill(text, {"one": ""})

@@ -14,7 +14,8 @@ from sluice.errors import CheckpointError, ConfigError
 from sluice.predict import RoutingEvent, make
 from sluice.predict.networks.causal import Causal, Past
 from sluice.predict.networks.misses import misses
-from sluice.predict.networks.routing_path import RoutingPath, _Table, hashed
+from sluice.predict.networks.routing_path import RoutingPath, _Table
+from sluice.predict.networks.token_network import hashed
 from sluice.trace import Trace, TraceSequence
 
 SMALL: dict[str, dict[str, Any]] = {

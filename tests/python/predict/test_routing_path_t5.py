@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from predict.small_traces import random_trace
 from sluice.errors import CheckpointError, ConfigError
+from sluice.hf.t5 import new_t5
 from sluice.predict import make
 from sluice.predict.networks.routing_path_t5 import (
     PathPast,
@@ -35,11 +37,14 @@ def ids_for(*shape: int) -> torch.Tensor:
     return torch.randint(0, 200, shape, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_paper_s_settings_give_the_paper_s_size() -> None:
-    paper = T5PathNet(RoutingPathT5Settings(vocabulary=32_128), 8, 32)
-    assert count_parameters(paper) == 3_782_144
-    assert paper.head.weight.shape == (8 * 32, 32) and paper.head.bias is None
+def test_the_default_size_is_the_paper_s_but_for_the_tables() -> None:
     ours = T5PathNet(RoutingPathT5Settings(), 8, 32)
+    assert ours.head.weight.shape == (8 * 32, 32) and ours.head.bias is None
+    paper = new_t5(
+        **{"vocabulary": 32_128, "width": 32, "inner": 2048},
+        **{"layers": 6, "heads": 8, "head_width": 64, "dropout": 0.1},
+    )
+    assert sum(p.numel() for p in paper.parameters()) == 3_782_144
     assert count_parameters(ours) == 3_782_144 + (2 * 16_384 - 32_128) * 32
     held = sum(t.numel() for t in ours.state_dict().values())
     assert held == count_parameters(ours) + ours.head.weight.numel(), "a table is saved twice"
@@ -102,14 +107,35 @@ def test_padding_changes_nothing() -> None:
             torch.testing.assert_close(together[row, :length], alone[0], atol=1e-5, rtol=0)
 
 
-def test_ids_beyond_the_vocabulary_are_unknown() -> None:
-    net = tiny_net(vocabulary=50)
-    assert len(net.tables) == 1
+def test_an_unknown_id_stands_for_nothing() -> None:
+    net = tiny_net()
+    unknown, start, last = net._embed(torch.tensor([-1, -2, 2**31 - 1]))
+    assert not unknown.any() and start.all() and last.all() and not torch.equal(start, last)
     with torch.no_grad():
-        unknown, beyond, last = (
-            net(torch.tensor([[3, token, 4]]), PathPast())[0] for token in (-1, 50, 49)
-        )
-    assert torch.equal(unknown, beyond) and not torch.equal(unknown, last)
+        first, other = (net(torch.tensor([[3, token, 4]]), PathPast())[0] for token in (-1, 49))
+    assert torch.equal(first[:, 0], other[:, 0]) and not torch.equal(first[:, 1:], other[:, 1:])
+
+
+def test_later_stretches_train_on_the_source_that_scores_read() -> None:
+    """With a window of one a row reads its own id and the source, wherever a sequence is cut."""
+    predictor = make("routing-path-t5", {**TINY, "window": 1, "epochs": 1})
+    predictor.fit(random_trace(1))
+    text = random_trace(2, sequences=(30, 20, 3))
+    text = dataclasses.replace(  # all of it prompts, of which nothing is left out
+        text,
+        sequences=tuple(dataclasses.replace(s, prompt_tokens=s.length) for s in text.sequences),
+    )
+    # Some begin before row source_tokens, some behind it, and one sequence ends before it.
+    pieces = [
+        *((0, slice(0, 4)), (0, slice(4, 9)), (0, slice(9, 30))),
+        *((1, slice(30, 42)), (1, slice(42, 50)), (2, slice(50, 53))),
+    ]
+    with torch.no_grad():
+        missed = float(predictor._lesson(text)(pieces, np.random.default_rng(0)))
+    likely = predictor.scores(text, "token")
+    used = (text.experts[..., None] == np.arange(text.num_experts)).any(-2)
+    expected = -np.where(used, np.log(likely), np.log1p(-likely)).sum() / text.num_tokens
+    assert missed == pytest.approx(expected, rel=1e-5)
 
 
 def test_it_learns_eight_sequences_by_heart() -> None:
@@ -160,7 +186,7 @@ def test_it_keeps_the_epoch_that_others_liked_best() -> None:
     ("field", "value"),
     [
         *(("width", 0), ("inner", 0), ("layers", 0), ("heads", -1), ("head_width", 0)),
-        *(("vocabulary", -1), ("table_rows", 0), ("source_tokens", 0), ("window", 0)),
+        *(("table_rows", 0), ("source_tokens", 0), ("window", 0)),
         *(("dropout", 1.0), ("epochs", 0), ("sequence_tokens", 0), ("batch_tokens", 0)),
         *(("learning_rate", 0.0), ("weight_decay", -1.0)),
     ],

@@ -228,11 +228,11 @@ class Forecaster(BasePredictor[ForecasterSettings]):
                 if watched is not None:
                     chosen, missed = self._choose(watched, compared)
                     notes["choose_misses"].append(missed)
-                    if descent.look(missed):
+                    if descent.keep_if_best(missed):
                         self._choice = chosen
                         notes["best_epoch"] = epoch
                 progress(epoch + 1, settings.epochs)
-        descent.end()
+        descent.restore_best()
         notes["discounts"] = {
             str(share): DISCOUNTS[i] for share, i in zip(SHARES, self._choice, strict=True)
         }

@@ -253,10 +253,10 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
                 if choose is not None and 2 * epoch >= settings.epochs - 2:
                     recall = _recall(self._scores(choose, *plans[0], compared), choose)
                     notes["choose_recall"].append(recall)
-                    if descent.look(-recall):
+                    if descent.keep_if_best(-recall):
                         notes["best_epoch"] = epoch
                 progress(epoch + 1, settings.epochs)
-        descent.end()
+        descent.restore_best()
         self.reset()
         return notes
 

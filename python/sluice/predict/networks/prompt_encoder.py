@@ -181,8 +181,8 @@ class PromptEncoder(PromptPredictor[PromptEncoderSettings]):
                     with torch.no_grad():
                         missed = float(self._loss(held))
                     notes["choose_loss"].append(missed)
-                    descent.look(missed)
-            descent.end()
+                    descent.keep_if_best(missed)
+            descent.restore_best()
         return notes
 
     def _samples(self, trace: Trace) -> list[tuple[list[Array], Array, int]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,25 +14,21 @@ from torch.nn import functional
 
 from sluice.errors import ConfigError
 from sluice.predict.arrays import ids_of, multi_hot, rows_of, take
-from sluice.predict.base import BasePredictor, Progress
-from sluice.predict.live import Request
 from sluice.predict.networks.causal import Causal, Past
-from sluice.predict.networks.training import (
-    Descent,
-    check_ranges,
-    load_module,
-    module_state,
-    seeded,
+from sluice.predict.networks.token_network import (
+    UNKNOWN_ID,
+    Loss,
+    Piece,
+    TokenNetwork,
+    hashed_sum,
 )
-from sluice.predict.offline import Horizon, known_layers, previous_routes
+from sluice.predict.networks.training import check_ranges
+from sluice.predict.offline import previous_routes
 from sluice.trace import Trace
 
 Array = NDArray[Any]
 
-HASHES = ((0x9E3779B1, 0x7FEB352D), (0x85EBCA77, 0x846CA68B))
-UNKNOWN_ID = -1
 _UNKNOWN_IN_TRAINING = 0.1
-_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +45,7 @@ class RoutingPathSettings:
         dropout: In training.
         epochs: Passes; with sequences to choose on the best one is kept.
         sequence_tokens: Length of the stretches that are trained on.
-        batch_tokens: Tokens of a training step.
+        batch_tokens: Tokens of a training step, were all stretches of full length.
         learning_rate: Of AdamW, annealed to nothing.
         weight_decay: Of AdamW.
     """
@@ -120,38 +116,14 @@ class PathNet(nn.Module):
             rates: `[B, T, S·E]`: how often fitted tokens of the id used each expert.
             past: Of the tokens before.
         """
-        known = (ids != UNKNOWN_ID)[..., None]
-        rows = [hashed(ids, *each, self.first.num_embeddings) for each in HASHES]
-        token = torch.where(known, self.first(rows[0]) + self.second(rows[1]), 0.0)
+        token = hashed_sum(ids, (self.first, self.second), self.first.num_embeddings)
         x = token + self.previous(previous) + self.counted(rates)
         x, past = self.transformer(self.dropout(x), past)
         prior = torch.logit(rates.clamp(0.002, 0.998))
         return self.head(x) + self.trust * prior, past
 
 
-def hashed(ids: torch.Tensor, multiplier: int, mix: int, rows: int) -> torch.Tensor:
-    """Rows of a table for token ids; two of these seldom agree for two ids."""
-    mixed = ((ids + 1) * multiplier) & 0xFFFFFFFF
-    mixed = ((mixed ^ (mixed >> 15)) * mix) & 0xFFFFFFFF
-    return (mixed ^ (mixed >> 13)) % rows
-
-
-@dataclass(slots=True)
-class _Memory:
-    """What a request's transformer is at.
-
-    Attributes:
-        past: Of finished tokens, but for `unread`.
-        unread: Finished tokens that did not go through yet: id, routes of the token before.
-        trial: The running token's id and what came of it; None before it is asked for.
-    """
-
-    past: Past = field(default_factory=Past)
-    unread: list[tuple[int, Array]] = field(default_factory=list[tuple[int, Array]])
-    trial: tuple[int, Array, Past] | None = None
-
-
-class RoutingPath(BasePredictor[RoutingPathSettings]):
+class RoutingPath(TokenNetwork[RoutingPathSettings, PathNet, Past]):
     """ExpertFlow's routing-path predictor as a causal transformer over the tokens.
 
     It reads the ids up to the running token's and the routes of all tokens before, and says S x E
@@ -163,33 +135,19 @@ class RoutingPath(BasePredictor[RoutingPathSettings]):
 
     name = "routing-path"
     settings_type = RoutingPathSettings
+    decays_vectors = False
 
-    _net: PathNet | None = None
     _ids: Array | None = None  # int64 [V], sorted
     _rates: Array | None = None  # float32 [V + 1, S * E], those of all tokens last
 
-    # Offline
+    def _new_net(self) -> PathNet:
+        assert self.shape is not None
+        return PathNet(self.settings, self.shape.num_layers, self.shape.num_experts)
 
-    def scores(self, trace: Trace, horizon: Horizon) -> Array:
-        """As the base says; known layers of the running token change nothing."""
-        self.check(trace)
-        known_layers(horizon, trace.num_layers)
-        found = np.zeros((*trace.experts.shape[:2], trace.num_experts), np.float32)
-        if self._net is None:
-            return found
-        previous = previous_routes(trace)
-        ids = ids_of(trace)
-        with torch.no_grad():
-            for sequence in trace.sequences:
-                past = Past()
-                for begin in range(sequence.start, sequence.start + sequence.length, _ROWS):
-                    rows = slice(begin, min(begin + _ROWS, sequence.start + sequence.length))
-                    logits, past = self._run(ids[rows], previous[rows], past)
-                    found[rows] = logits.sigmoid().view(-1, *found.shape[1:]).numpy()
-        return found
+    def _new_past(self) -> Past:
+        return Past()
 
     def _run(self, ids: Array, previous: Array, past: Past) -> tuple[torch.Tensor, Past]:
-        """Tokens of one sequence: logits `[T, S * E]`."""
         assert self._net is not None and self.shape is not None
         hot = torch.from_numpy(multi_hot(previous, self.shape.num_experts)).flatten(1)
         rates = torch.from_numpy(self._rates_of(ids))
@@ -201,118 +159,58 @@ class RoutingPath(BasePredictor[RoutingPathSettings]):
         assert self._ids is not None and self._rates is not None
         return self._rates[rows_of(ids, self._ids)]
 
-    # Fitting
-
-    def _fit(
-        self, trace: Trace, choose: Trace | None, seed: int, progress: Progress
-    ) -> Mapping[str, Any] | None:
-        settings = self.settings
-        rng = np.random.default_rng(seed)
-        ids = ids_of(trace)
-        previous = previous_routes(trace)
+    def _lesson(self, trace: Trace) -> Loss:
+        ids, previous = ids_of(trace), previous_routes(trace)
         used = multi_hot(trace.experts, trace.num_experts).reshape(trace.num_tokens, -1)
         table = _Table(ids, used)
         self._ids, self._rates = table.ids, table.rates
-        others = [table.without(sequence.rows) for sequence in trace.sequences]
-        notes: dict[str, Any] = {"loss": [], "choose_loss": []}
-        with seeded(seed):
-            self._net = net = PathNet(settings, trace.num_layers, trace.num_experts)
-            pieces = pieces_of(trace, settings.sequence_tokens)
-            together = max(1, settings.batch_tokens // settings.sequence_tokens)
-            batches = -(-len(pieces) // together)
-            descent = Descent(net, settings, settings.epochs * batches, decays_vectors=False)
-            for epoch in range(settings.epochs):
-                net.train()
-                # Pieces of like length side by side, in another order each time.
-                for batch in batches_of(pieces, together, rng):
-                    length = max(rows.stop - rows.start for _, rows in batch)
-                    token = np.full((len(batch), length), UNKNOWN_ID, np.int64)
-                    before = np.zeros((len(batch), length, used.shape[1]), np.float32)
-                    rates = np.zeros_like(before)
-                    wanted = np.zeros_like(before)
-                    real = np.zeros((len(batch), length), bool)
-                    for i, (sequence, rows) in enumerate(batch):
-                        count = rows.stop - rows.start
-                        token[i, :count] = ids[rows]
-                        forgotten = rng.random(count) < _UNKNOWN_IN_TRAINING
-                        token[i, :count][forgotten] = UNKNOWN_ID
-                        hot = multi_hot(previous[rows], trace.num_experts)
-                        before[i, :count] = hot.reshape(count, -1)
-                        rates[i, :count] = others[sequence](token[i, :count])
-                        wanted[i, :count] = used[rows]
-                        real[i, :count] = True
-                    arrays = (torch.from_numpy(each) for each in (token, before, rates))
-                    logits, _ = net(*arrays, Past())
-                    mask = torch.from_numpy(real)
-                    descent.step(
-                        functional.binary_cross_entropy_with_logits(
-                            logits[mask], torch.from_numpy(wanted)[mask]
-                        )
-                    )
-                net.eval()
-                notes["loss"].append(descent.mean_loss())
-                if choose is not None:
-                    missed = cross_entropy(self.scores(choose, "token"), choose)
-                    notes["choose_loss"].append(missed)
-                    if descent.look(missed):
-                        notes["best_epoch"] = epoch
-                progress(epoch + 1, settings.epochs)
-        descent.end()
-        return notes
+        rates_of = [table.without(sequence.rows) for sequence in trace.sequences]
+
+        def loss(batch: list[Piece], rng: np.random.Generator) -> torch.Tensor:
+            """Binary cross-entropy, mean over all; some ids are forgotten."""
+            assert self._net is not None
+            length = max(rows.stop - rows.start for _, rows in batch)
+            token = np.full((len(batch), length), UNKNOWN_ID, np.int64)
+            before = np.zeros((len(batch), length, used.shape[1]), np.float32)
+            rates, wanted = np.zeros_like(before), np.zeros_like(before)
+            real = np.zeros(token.shape, bool)
+            for i, (sequence, rows) in enumerate(batch):
+                count = rows.stop - rows.start
+                token[i, :count] = ids[rows]
+                token[i, :count][rng.random(count) < _UNKNOWN_IN_TRAINING] = UNKNOWN_ID
+                hot = multi_hot(previous[rows], trace.num_experts)
+                before[i, :count] = hot.reshape(count, -1)
+                rates[i, :count] = rates_of[sequence](token[i, :count])
+                wanted[i, :count] = used[rows]
+                real[i, :count] = True
+            arrays = (torch.from_numpy(each) for each in (token, before, rates))
+            logits, _ = self._net(*arrays, Past())
+            mask = torch.from_numpy(real)
+            return functional.binary_cross_entropy_with_logits(
+                logits[mask], torch.from_numpy(wanted)[mask]
+            )
+
+        return loss
 
     # State
 
     def state(self) -> dict[str, Array]:
         """The network by its parameters' names, `table.ids` and `table.rates`."""
-        assert self._net is not None and self._ids is not None and self._rates is not None
+        assert self._ids is not None and self._rates is not None
         return {
-            **module_state(self._net),
+            **super().state(),
             "table.ids": self._ids,
             "table.rates": self._rates.astype(np.float16),
         }
 
     def load_state(self, arrays: Mapping[str, Array]) -> None:
         """Takes what `state` gave."""
+        super().load_state(arrays)
         assert self.shape is not None
         wide = self.shape.num_layers * self.shape.num_experts
-        net = PathNet(self.settings, self.shape.num_layers, self.shape.num_experts)
-        load_module(net, arrays)
-        self._net = net.eval()
         self._ids = take(arrays, "table.ids", (-1,), np.int64)
         rates = take(arrays, "table.rates", (len(self._ids) + 1, wide), np.float16)
         self._rates = rates.astype(np.float32)
-
-    # Live
-
-    def _begin(self, request: Request) -> None:
-        request.memory = _Memory()
-
-    def _predict(self, request: Request, first: int, stop: int) -> Array:
-        assert self.shape is not None
-        if self._net is None:
-            return np.zeros((stop - first, self.shape.num_experts), np.float32)
-        memory: _Memory = request.memory
-        if memory.trial is None or memory.trial[0] != request.token_id:
-            with torch.no_grad():
-                if memory.unread:
-                    tokens = np.array([each[0] for each in memory.unread], np.int64)
-                    routes = np.stack([each[1] for each in memory.unread])
-                    _, memory.past = self._run(tokens, routes, memory.past)
-                    memory.unread = []
-                logits, after = self._run(
-                    np.array([request.token_id], np.int64), request.previous[None], memory.past
-                )
-            found = logits[0].sigmoid().view(self.shape.num_layers, -1).numpy()
-            memory.trial = (request.token_id, found, after)
-        return memory.trial[1][first:stop]
-
-    def _finish(self, request: Request) -> None:
-        memory: _Memory = request.memory
-        if memory.trial is not None and memory.trial[0] == request.token_id and not memory.unread:
-            memory.past = memory.trial[2]
-        elif self._net is not None:
-            memory.unread.append((request.token_id, request.previous))
-        memory.trial = None
 
 
 class _Table:
@@ -335,7 +233,7 @@ class _Table:
         rates = (counts + self._PRIOR_TOKENS * self._rate) / (tokens + self._PRIOR_TOKENS)[:, None]
         return np.concatenate([rates, self._rate])
 
-    def without(self, rows: slice) -> Any:
+    def without(self, rows: slice) -> Callable[[Array], Array]:
         """Rates of ids as if these rows had not been counted: what is fitted on must not help."""
         own_ids, own = self._all_ids[rows], self._used[rows]
 
@@ -348,30 +246,3 @@ class _Table:
             return self._shrunk(counts, tokens)[:-1].astype(np.float32)
 
         return of
-
-
-def pieces_of(trace: Trace, most: int) -> list[tuple[int, slice]]:
-    """All sequences, cut: number of the sequence, and rows."""
-    return [
-        (number, slice(begin, min(begin + most, sequence.start + sequence.length)))
-        for number, sequence in enumerate(trace.sequences)
-        for begin in range(sequence.start, sequence.start + sequence.length, most)
-    ]
-
-
-def batches_of(
-    pieces: list[tuple[int, slice]], together: int, rng: np.random.Generator
-) -> Iterator[list[tuple[int, slice]]]:
-    """Each piece once, those of like length side by side, in another order each time."""
-    lengths = np.array([rows.stop - rows.start for _, rows in pieces])
-    order = np.argsort(lengths + rng.random(len(lengths)) * 16)
-    batches = np.array_split(order, -(-len(order) // together))
-    for i in rng.permutation(len(batches)):
-        yield [pieces[int(j)] for j in batches[i]]
-
-
-def cross_entropy(scores: Array, trace: Trace) -> float:
-    """Binary cross-entropy of probabilities."""
-    wanted = multi_hot(trace.experts, trace.num_experts)
-    likely = np.clip(scores, 1e-6, 1 - 1e-6)
-    return float(-np.mean(np.where(wanted > 0, np.log(likely), np.log1p(-likely))))

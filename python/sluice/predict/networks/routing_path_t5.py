@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,33 +12,26 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from sluice.hf.t5 import Kept, decode, new_t5
 from sluice.predict.arrays import ids_of, multi_hot
-from sluice.predict.base import BasePredictor, Progress
-from sluice.predict.live import Request
-from sluice.predict.networks.routing_path import (
-    HASHES,
+from sluice.predict.base import Progress
+from sluice.predict.networks.token_network import (
     UNKNOWN_ID,
-    batches_of,
-    cross_entropy,
-    hashed,
-    pieces_of,
+    Loss,
+    Piece,
+    TokenNetwork,
+    hashed_sum,
 )
-from sluice.predict.networks.training import (
-    Descent,
-    check_ranges,
-    load_module,
-    module_state,
-    seeded,
-)
-from sluice.predict.offline import Horizon, known_layers
+from sluice.predict.networks.training import check_ranges
 from sluice.trace import Trace
 
 Array = NDArray[Any]
 
+# The symbol that the encoder's source starts with: hashed as ids are, and no token's.
 _START_ID = -2
-_HIDDEN = torch.finfo(torch.float32).min
+_MASKED = torch.finfo(torch.float32).min
+# Training reads a random 20 to 100 % of what follows a prompt (source: authors' public code).
 _LEAST_PREFIX = 0.2
-_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +44,16 @@ class RoutingPathT5Settings:
         layers: Of the encoder, and of the decoder again.
         heads: Of each attention.
         head_width: d_kv; T5 does not tie it to the width.
-        vocabulary: Rows of one table of token ids, ids beyond it unknown: the paper's is 32128.
-            0: ids are hashed into two tables, whose sum stands for an id, so that the size does
-            not depend on the vocabulary.
-        table_rows: Of each of the two tables.
+        table_rows: Of each of the two tables that token ids are hashed into; their sum stands for
+            an id, so that the size does not depend on the vocabulary.
         source_tokens: First tokens of a sequence that the encoder reads, once they have passed.
         window: Tokens that one sees, itself included, per layer; it bounds what a request keeps,
             25 KB a token. T5 tells no distances of 128 and more apart.
         dropout: In training.
         epochs: Passes; with sequences to choose on the best one is kept.
-        sequence_tokens: Length of the stretches that are trained on.
-        batch_tokens: Tokens of a training step.
+        sequence_tokens: Length of the stretches that are trained on; one further on in a sequence
+            reads its source as well, but no tokens between that and its own.
+        batch_tokens: Tokens of a training step, on average over stretches of all lengths.
         learning_rate: Of AdamW, annealed to nothing.
         weight_decay: Of AdamW.
     """
@@ -71,7 +63,6 @@ class RoutingPathT5Settings:
     layers: int = 6
     heads: int = 8
     head_width: int = 64
-    vocabulary: int = 0
     table_rows: int = 16384
     source_tokens: int = 32
     window: int = 128
@@ -88,14 +79,9 @@ class RoutingPathT5Settings:
             at_least_one=(
                 *("width", "inner", "layers", "heads", "head_width", "table_rows"),
                 *("source_tokens", "window", "epochs", "sequence_tokens", "batch_tokens"),
-                *(("vocabulary",) if self.vocabulary != 0 else ()),
             ),
             shares=("dropout",),
         )
-
-
-Kept = tuple[tuple[torch.Tensor, torch.Tensor], ...]
-"""Keys and values per layer, each `[B, heads, W, head_width]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +89,19 @@ class PathPast:
     """What the decoder keeps of tokens that went through it.
 
     Attributes:
-        tokens: How many went through in all.
+        tokens: How many went through in all, or int64 `[B, 1]` where sequences differ.
         read: int64 `[B, ≤ source_tokens]`, ids of the first of them.
         source: The encoder's states `[B, M, width]`: M is 1, the start symbol alone, until
             `source_tokens` have passed, then 1 + `source_tokens`.
         own: Of the last `window - 1` tokens.
         cross: Of `source`.
-        caches: transformers' classes for both together and for each.
     """
 
-    tokens: int = 0
+    tokens: int | torch.Tensor = 0
     read: torch.Tensor | None = None
     source: torch.Tensor | None = None
     own: Kept = ()
     cross: Kept = ()
-    caches: tuple[Any, Any] | None = None
 
 
 class T5PathNet(nn.Module):
@@ -135,10 +119,8 @@ class T5PathNet(nn.Module):
     def __init__(self, settings: RoutingPathT5Settings, layers: int, experts: int) -> None:
         super().__init__()
         self.settings = settings
-        from sluice.hf.t5 import new_t5
-
         model = new_t5(
-            vocabulary=settings.vocabulary or settings.table_rows,
+            vocabulary=settings.table_rows,
             width=settings.width,
             inner=settings.inner,
             layers=settings.layers,
@@ -146,9 +128,8 @@ class T5PathNet(nn.Module):
             head_width=settings.head_width,
             dropout=settings.dropout,
         )
-        self.tables = nn.ModuleList([model.shared])
-        if not settings.vocabulary:
-            self.tables.append(nn.Embedding(settings.table_rows, settings.width))  # N(0, 1), as T5
+        second = nn.Embedding(settings.table_rows, settings.width)  # N(0, 1), as T5's own
+        self.tables = nn.ModuleList([model.shared, second])
         self.encoder, self.decoder = model.encoder, model.decoder
         for stack in (self.encoder, self.decoder):
             stack.set_input_embeddings(None)  # embedded here: the state holds each table once
@@ -164,37 +145,30 @@ class T5PathNet(nn.Module):
         settings, tokens = self.settings, ids.shape[1]
         read = ids if past.read is None else torch.cat([past.read, ids], 1)
         read = read[:, : settings.source_tokens]
-        place = torch.arange(past.tokens, past.tokens + tokens)
-        late = place >= settings.source_tokens
+        late = past.tokens + torch.arange(tokens) >= settings.source_tokens  # [T] or [B, T]
         source, cross = past.source, past.cross
-        width = 1 + settings.source_tokens if bool(late[-1]) else 1
+        width = 1 + settings.source_tokens if bool(late.any()) else 1
         if source is None or source.shape[1] != width:
             source, cross = self._encode(read[:, : width - 1]), ()
         kept = past.own[0][0].shape[2] if past.own else 0
-        distance = place[:, None] - torch.arange(past.tokens - kept, past.tokens + tokens)
-        cache = None
-        if past.caches is not None:
-            both, each = past.caches
-            cache = both(each(past.own), each(cross))
-        # By position: the cache's name differs between releases of transformers.
-        output = self.decoder(
-            None,
+        distance = torch.arange(kept, kept + tokens)[:, None] - torch.arange(kept + tokens)
+        states, own, cross = decode(
+            self.decoder,
+            self._embed(ids),
             _mask((distance >= 0) & (distance < settings.window)),
             source,
-            _mask(late[:, None] | (torch.arange(width) == 0)),
-            self._embed(ids),
-            cache,
+            _mask(late[..., None] | (torch.arange(width) == 0)),
+            own=past.own,
+            cross=cross,
         )
-        cache = output[1]
         after = PathPast(
             tokens=past.tokens + tokens,
             read=read,
             source=source,
-            own=_kept(cache.self_attention_cache, kept + tokens - settings.window + 1),
-            cross=_kept(cache.cross_attention_cache, 0),
-            caches=(type(cache), type(cache.self_attention_cache)),
+            own=_without_oldest(own, kept + tokens - settings.window + 1),
+            cross=cross,
         )
-        return self.head(output[0]), after
+        return self.head(states), after
 
     def _encode(self, ids: torch.Tensor) -> torch.Tensor:
         """States `[B, 1 + N, width]` of the start symbol and N ids."""
@@ -205,35 +179,10 @@ class T5PathNet(nn.Module):
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
         """`[..., width]`; zeros for what is unknown."""
-        rows = self.settings.vocabulary
-        if rows:
-            known = ((ids >= 0) & (ids < rows)) | (ids == _START_ID)
-            token = self.tables[0](ids.clamp(0, rows - 1))  # T5 starts with its row 0, the pad
-        else:
-            known = ids != UNKNOWN_ID
-            token = sum(
-                table(hashed(ids, *each, self.settings.table_rows))
-                for table, each in zip(self.tables, HASHES, strict=True)
-            )
-        return torch.where(known[..., None], token, 0.0)
+        return hashed_sum(ids, self.tables, self.settings.table_rows)
 
 
-@dataclass(slots=True)
-class _Memory:
-    """What a request's decoder is at.
-
-    Attributes:
-        past: Of finished tokens, but for `unread`.
-        unread: Ids of finished tokens that did not go through yet.
-        trial: The running token's id and what came of it; None before it is asked for.
-    """
-
-    past: PathPast = field(default_factory=PathPast)
-    unread: list[int] = field(default_factory=list[int])
-    trial: tuple[int, Array, PathPast] | None = None
-
-
-class RoutingPathT5(BasePredictor[RoutingPathT5Settings]):
+class RoutingPathT5(TokenNetwork[RoutingPathT5Settings, T5PathNet, PathPast]):
     """`routing-path-t5`: a T5 over token ids, which says S x E probabilities before layer 0 runs.
 
     It reads no routes. The encoder reads a sequence's first `source_tokens` ids, the decoder all up
@@ -249,113 +198,75 @@ class RoutingPathT5(BasePredictor[RoutingPathT5Settings]):
     name = "routing-path-t5"
     settings_type = RoutingPathT5Settings
 
-    _net: T5PathNet | None = None
-
     @property
     def parameters(self) -> int:
         """Numbers that were learnt, the head's apart; 0 before a fit."""
         return 0 if self._net is None else count_parameters(self._net)
 
-    # Offline
+    def _new_net(self) -> T5PathNet:
+        assert self.shape is not None
+        return T5PathNet(self.settings, self.shape.num_layers, self.shape.num_experts)
 
-    def scores(self, trace: Trace, horizon: Horizon) -> Array:
-        """As the base says; known layers of the running token change nothing."""
-        self.check(trace)
-        known_layers(horizon, trace.num_layers)
-        found = np.zeros((*trace.experts.shape[:2], trace.num_experts), np.float32)
-        if self._net is None:
-            return found
-        ids = ids_of(trace)
-        for sequence in trace.sequences:
-            past, stop = PathPast(), sequence.start + sequence.length
-            for begin in range(sequence.start, stop, _ROWS):
-                rows = slice(begin, min(begin + _ROWS, stop))
-                found[rows], past = self._run(ids[rows], past)
-        return found
+    def _new_past(self) -> PathPast:
+        return PathPast()
 
-    def _run(self, ids: Array, past: PathPast) -> tuple[Array, PathPast]:
-        """Tokens of one sequence: probabilities `[T, S, E]`."""
-        assert self._net is not None and self.shape is not None
-        with torch.no_grad():
-            logits, past = self._net(torch.from_numpy(ids)[None], past)
-            likely = logits[0].sigmoid().numpy()
-        return likely.reshape(len(ids), self.shape.num_layers, -1), past
-
-    # Fitting
+    def _run(self, ids: Array, previous: Array, past: PathPast) -> tuple[torch.Tensor, PathPast]:
+        assert self._net is not None
+        logits, past = self._net(torch.from_numpy(ids)[None], past)
+        return logits[0], past
 
     def _fit(
         self, trace: Trace, choose: Trace | None, seed: int, progress: Progress
     ) -> Mapping[str, Any] | None:
-        settings = self.settings
-        rng = np.random.default_rng(seed)
-        with seeded(seed):
-            self._net = net = T5PathNet(settings, trace.num_layers, trace.num_experts)
-            pieces = pieces_of(trace, settings.sequence_tokens)
-            lengths = [rows.stop - rows.start for _, rows in pieces]
-            together = max(1, round(settings.batch_tokens / float(np.mean(lengths))))
-            batches = -(-len(pieces) // together)
-            descent = Descent(net, settings, settings.epochs * batches)
-            notes: dict[str, Any] = {
-                "parameters": count_parameters(net),
-                "head_parameters": net.head.weight.numel(),
-                "loss": [],
-                "choose_loss": [],
-            }
-            for epoch in range(settings.epochs):
-                net.train()
-                for batch in batches_of(pieces, together, rng):
-                    descent.step(_loss(net, trace, batch, rng))
-                net.eval()
-                notes["loss"].append(descent.mean_loss())
-                if choose is not None:
-                    missed = cross_entropy(self.scores(choose, "token"), choose)
-                    notes["choose_loss"].append(missed)
-                    if descent.look(missed):
-                        notes["best_epoch"] = epoch
-                progress(epoch + 1, settings.epochs)
-        descent.end()
-        return notes
-
-    # State
-
-    def state(self) -> dict[str, Array]:
-        """The network by its parameters' names."""
+        notes = super()._fit(trace, choose, seed, progress) or {}
         assert self._net is not None
-        return module_state(self._net)
+        sizes = {
+            "parameters": count_parameters(self._net),
+            "head_parameters": self._net.head.weight.numel(),
+        }
+        return {**sizes, **notes}
 
-    def load_state(self, arrays: Mapping[str, Array]) -> None:
-        """Takes what `state` gave."""
-        assert self.shape is not None
-        net = T5PathNet(self.settings, self.shape.num_layers, self.shape.num_experts)
-        load_module(net, arrays)
-        self._net = net.eval()
+    def _pieces_a_step(self, pieces: list[Piece]) -> int:
+        lengths = [rows.stop - rows.start for _, rows in pieces]
+        return max(1, round(self.settings.batch_tokens / float(np.mean(lengths))))
 
-    # Live
+    def _lesson(self, trace: Trace) -> Loss:
+        known = ids_of(trace)
+        source_tokens = self.settings.source_tokens
 
-    def _begin(self, request: Request) -> None:
-        request.memory = _Memory()
+        def loss(batch: list[Piece], rng: np.random.Generator) -> torch.Tensor:
+            """Binary cross-entropy, summed over layers and experts, mean over tokens.
 
-    def _predict(self, request: Request, first: int, stop: int) -> Array:
-        assert self.shape is not None
-        if self._net is None:
-            return np.zeros((stop - first, self.shape.num_experts), np.float32)
-        memory: _Memory = request.memory
-        if memory.trial is None or memory.trial[0] != request.token_id:
-            for begin in range(0, len(memory.unread), _ROWS):
-                rows = np.array(memory.unread[begin : begin + _ROWS], np.int64)
-                _, memory.past = self._run(rows, memory.past)
-            memory.unread = []
-            likely, after = self._run(np.array([request.token_id], np.int64), memory.past)
-            memory.trial = (request.token_id, likely[0], after)
-        return memory.trial[1][first:stop]
+            Of what a sequence wrote behind its prompt a random share is read, from its beginning.
+            """
+            assert self._net is not None
+            lengths: list[int] = []
+            for number, rows in batch:
+                sequence, count = trace.sequences[number], rows.stop - rows.start
+                prompt = min(max(sequence.start + sequence.prompt_tokens - rows.start, 0), count)
+                written = int(np.ceil((count - prompt) * rng.uniform(_LEAST_PREFIX, 1)))
+                lengths.append(prompt + written)
+            ids = np.full((len(batch), max(lengths)), UNKNOWN_ID, np.int64)
+            real = np.zeros(ids.shape, bool)
+            before = np.zeros((len(batch), 1), np.int64)
+            source = np.full((len(batch), source_tokens), UNKNOWN_ID, np.int64)
+            wanted: list[Array] = []
+            for i, (count, (number, rows)) in enumerate(zip(lengths, batch, strict=True)):
+                sequence, own = trace.sequences[number], slice(rows.start, rows.start + count)
+                ids[i, :count], real[i, :count] = known[own], True
+                before[i] = rows.start - sequence.start
+                first = known[sequence.rows][:source_tokens]
+                source[i, : len(first)] = first
+                wanted.append(multi_hot(trace.experts[own], trace.num_experts).reshape(count, -1))
+            past = PathPast(tokens=torch.from_numpy(before), read=torch.from_numpy(source))
+            logits, _ = self._net(torch.from_numpy(ids), past)
+            return functional.binary_cross_entropy_with_logits(
+                logits[torch.from_numpy(real)],
+                torch.from_numpy(np.concatenate(wanted)),
+                reduction="sum",
+            ) / sum(lengths)
 
-    def _finish(self, request: Request) -> None:
-        memory: _Memory = request.memory
-        if memory.trial is not None and memory.trial[0] == request.token_id and not memory.unread:
-            memory.past = memory.trial[2]
-        elif self._net is not None:
-            memory.unread.append(request.token_id)
-        memory.trial = None
+        return loss
 
 
 def count_parameters(net: T5PathNet) -> int:
@@ -364,39 +275,12 @@ def count_parameters(net: T5PathNet) -> int:
 
 
 def _mask(seen: torch.Tensor) -> torch.Tensor:
-    """Who sees whom, bool `[T, M]`, as what T5 adds to its scores: `[1, 1, T, M]`."""
-    return torch.where(seen, 0.0, _HIDDEN)[None, None]
+    """Who sees whom, bool `[T, M]` or `[B, T, M]`, as what T5 adds to its scores, for all heads."""
+    return torch.where(seen, 0.0, _MASKED).view(-1, 1, *seen.shape[-2:])
 
 
-def _kept(cache: Any, drop: int) -> Kept:
-    """Keys and values of a cache without its oldest `drop`, whose memory goes with them."""
+def _without_oldest(kept: Kept, drop: int) -> Kept:
+    """Keys and values but for the oldest `drop`, whose memory goes with them."""
     if drop <= 0:
-        return tuple((each.keys, each.values) for each in cache.layers)
-    return tuple(
-        (each.keys[:, :, drop:].clone(), each.values[:, :, drop:].clone()) for each in cache.layers
-    )
-
-
-def _loss(
-    net: T5PathNet, trace: Trace, batch: list[tuple[int, slice]], rng: np.random.Generator
-) -> torch.Tensor:
-    """Binary cross-entropy, summed over layers and experts, mean over tokens.
-
-    Of what a sequence wrote behind its prompt a random 20 to 100 % is read, from its beginning.
-    """
-    lengths: list[int] = []
-    for number, rows in batch:
-        sequence, count = trace.sequences[number], rows.stop - rows.start
-        prompt = min(max(sequence.start + sequence.prompt_tokens - rows.start, 0), count)
-        lengths.append(prompt + int(np.ceil((count - prompt) * rng.uniform(_LEAST_PREFIX, 1))))
-    ids = np.full((len(batch), max(lengths)), UNKNOWN_ID, np.int64)
-    real = np.zeros(ids.shape, bool)
-    known, wanted = ids_of(trace), list[Array]()
-    for i, (count, (_, rows)) in enumerate(zip(lengths, batch, strict=True)):
-        own = slice(rows.start, rows.start + count)
-        ids[i, :count], real[i, :count] = known[own], True
-        wanted.append(multi_hot(trace.experts[own], trace.num_experts).reshape(count, -1))
-    logits, _ = net(torch.from_numpy(ids), PathPast())
-    return functional.binary_cross_entropy_with_logits(
-        logits[torch.from_numpy(real)], torch.from_numpy(np.concatenate(wanted)), reduction="sum"
-    ) / sum(lengths)
+        return kept
+    return tuple((keys[:, :, drop:].clone(), values[:, :, drop:].clone()) for keys, values in kept)

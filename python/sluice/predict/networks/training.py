@@ -1,4 +1,4 @@
-"""What fitting any network takes: seeds, the way down, layers as named arrays."""
+"""What fitting takes: seeds, the optimiser and its early stop, layers as named arrays."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Descent:
         self, module: nn.Module, settings: Any, steps: int, *, decays_vectors: bool = True
     ) -> None:
         self._module = module
-        plain = [] if decays_vectors else [p for p in module.parameters() if p.ndim <= 1]
-        known = {id(p) for p in plain}
-        decayed = [p for p in module.parameters() if id(p) not in known]
+        parameters = list(module.parameters())
+        plain = [p for p in parameters if p.ndim <= 1 and not decays_vectors]
+        decayed = [p for p in parameters if p.ndim > 1 or decays_vectors]
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": settings.weight_decay},
@@ -78,15 +78,15 @@ class Descent:
         losses, self._losses = self._losses, []
         return float(np.mean(losses))
 
-    def look(self, missed: float) -> bool:
-        """What the parameters miss on sequences to choose on: whether less than ever before."""
+    def keep_if_best(self, missed: float) -> bool:
+        """Whether the parameters miss less than ever before, on sequences to choose on."""
         if self._best is not None and not missed < self._best[0]:
             return False
         self._best = (missed, module_state(self._module))
         return True
 
-    def end(self) -> None:
-        """The best parameters that were looked at, if any were; for use, not for training."""
+    def restore_best(self) -> None:
+        """The best parameters that were kept, if any were; for use, not for training."""
         if self._best is not None:
             load_module(self._module, self._best[1])
         self._module.eval()

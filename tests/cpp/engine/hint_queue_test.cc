@@ -91,7 +91,8 @@ TEST(HintQueue, ForgetsTheLeastProbableWhenFull) {
   const ExpertKey key = make_key(0, 1);
   EXPECT_EQ(queue.push({.key = key, .probability = 0.4}), 0);
   EXPECT_EQ(queue.push({.key = key, .probability = 0.9}), 1);
-  EXPECT_EQ(queue.push({.key = key, .probability = 0.5}), 1) << "of two for one the higher probability stays";
+  EXPECT_EQ(queue.push({.key = key, .probability = 0.5}), 1)
+      << "of two for one the higher probability stays";
   EXPECT_EQ(take(queue).probability, 0.9);
   EXPECT_EQ(queue.push({.key = key, .probability = 0.9, .deadline = 100}), 0);
   EXPECT_EQ(queue.push({.key = key, .probability = 0.5, .deadline = 200}), 1);

@@ -31,6 +31,7 @@ class Request:
         hidden: float32 `[H]` that entered the experts of layer `layer - 1`, or None.
         entered: float32 `[H]` that entered those of layer 0, or None.
         previous: int16 `[S, K]` of the token before, -1 throughout at a sequence's start.
+        earlier: float32 `[S, H]` that entered the experts for the token before, or None.
         tokens: Finished tokens.
         decoding: Whether the running step holds one token of it.
         memory: The predictor's own.
@@ -38,6 +39,7 @@ class Request:
 
     __slots__ = (
         "decoding",
+        "earlier",
         "entered",
         "hidden",
         "key",
@@ -61,6 +63,7 @@ class Request:
         self.hidden: Array | None = None
         self.entered: Array | None = None
         self.previous: Array = np.full((num_layers, top_k), -1, np.int16)
+        self.earlier: Array | None = None
         self.tokens = 0
         self.decoding = False
         self.memory: Any = None
@@ -81,13 +84,14 @@ class Request:
 class _Step:
     """One request's tokens in the running step, until all layers have routed."""
 
-    __slots__ = ("entered", "experts", "ids", "weights")
+    __slots__ = ("entered", "experts", "ids", "newest", "weights")
 
     def __init__(self, ids: Array, num_layers: int, top_k: int) -> None:
         self.ids = ids
         self.experts = np.full((len(ids), num_layers, top_k), -1, np.int16)
         self.weights = np.zeros((len(ids), num_layers, top_k), np.float32)
         self.entered: Array | None = None
+        self.newest: Array | None = None  # states of the last token alone: a prompt's are many
 
 
 class LiveRequests:
@@ -158,6 +162,10 @@ class LiveRequests:
             if event.layer == 0 and event.hidden is not None:
                 step.entered = event.hidden[rows]
                 request.entered = step.entered[0]
+            if event.hidden is not None:
+                if step.newest is None:
+                    step.newest = np.zeros((self._num_layers, event.hidden.shape[1]), np.float32)
+                step.newest[event.layer] = event.hidden[rows[-1]]
             request.layer = event.layer + 1
             if request.decoding:
                 request.hidden = None if event.hidden is None else event.hidden[rows[0]]
@@ -191,6 +199,7 @@ class LiveRequests:
                 self._on_finish(request)
                 request.previous = request.routes
                 request.tokens += 1
+            request.earlier = step.newest
             request.token_id, request.layer = -1, 0
             request.routes = np.full_like(request.previous, -1)
             request.weights = np.zeros_like(request.weights)

@@ -16,6 +16,7 @@ from sluice.predict.networks.causal import Causal, Past
 from sluice.predict.networks.misses import misses
 from sluice.predict.networks.routing_path import RoutingPath, _Table
 from sluice.predict.networks.token_network import hashed
+from sluice.predict.offline import Horizon
 from sluice.trace import Trace, TraceSequence
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -152,21 +153,25 @@ def test_a_layer_mlp_learns_what_layers_do_to_each_other() -> None:
     assert recall(mlp.scores(held, "token"), held.experts) < 0.5, "nothing tells before the token"
 
 
-def test_a_state_mlp_reads_states() -> None:
-    """Routes are those of a gate on the state one layer before; ids say nothing."""
+@pytest.mark.parametrize(("source", "horizon"), [("layer before", 1), ("token before", "token")])
+def test_a_state_mlp_reads_states(source: str, horizon: Horizon) -> None:
+    """Routes are those of a gate on one state; ids and routes before say nothing."""
     gates = np.random.default_rng(6).normal(size=(3, 12, 10))
 
     def text(seed: int) -> Trace:
         rng = np.random.default_rng(seed)
         hidden = rng.normal(size=(600, 3, 10)).astype(np.float16)
-        before = np.concatenate([rng.normal(size=(600, 1, 10)), hidden[:, :-1]], 1)
-        routes = np.argsort(-np.einsum("nsh,seh->nse", before, gates), -1)[..., :2]
+        if source == "layer before":
+            read = np.concatenate([rng.normal(size=(600, 1, 10)), hidden[:, :-1]], 1)
+        else:
+            read = np.concatenate([rng.normal(size=(1, 3, 10)), hidden[:-1]])
+        routes = np.argsort(-np.einsum("nsh,seh->nse", read, gates), -1)[..., :2]
         return trace_of(routes, [60] * 10, hidden=hidden)
 
     mlp = make("state-mlp", SMALL["state-mlp"])
     mlp.fit(text(0))
     held = text(1)
-    assert recall(mlp.scores(held, 1)[:, 1:], held.experts[:, 1:]) > 0.75
+    assert recall(mlp.scores(held, horizon)[:, 1:], held.experts[:, 1:]) > 0.75
     with pytest.raises(ConfigError, match="without hidden states"):
         mlp.scores(dataclasses.replace(held, hidden=None), 1)
 

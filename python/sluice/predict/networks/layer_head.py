@@ -17,20 +17,23 @@ class LayerHead(nn.Module):
 
     For layer s, whose newest known layer is `ahead` before it (0: further than is trained for):
 
-        u = silu(Σ_i routes[s, i] · R_s-i + state[s] · x + past[s] · P + sure + when[ahead, s])
+        u = silu(Σ_i routes[s, i] · R_s-i + past[s] · P + sure + when[ahead, s]
+                 + state[ahead, s] · x + earlier[s] · z)
         y[e] = silu(expert_in · features[e] + gate[s] · u)
-        logits[e] = out[s] · u + expert_out · y[e]
+        logits[e] = out[s] · u + expert_out · y[e] + state_out[ahead, s] · x + earlier_out[s] · z
 
     R_s-i are the routes i layers before, of ones and then of router weights, nothing where they are
     not known; P is who the token before used at s; x the state that entered the newest known
-    layer's experts, divided by its root mean square; features are those of `usage` as of the token
-    before, and who alike tokens used at s (a square root).
+    layer's experts and z that of the token before at s, each divided by its root mean square;
+    features are those of `usage` as of the token before, and who alike tokens used at s (a square
+    root).
 
     Shapes:
-        `routes` `[S, REACH·2·E, hidden]`; `state` `[S, H, hidden]`; `past` `[S, E, hidden]`;
-        `when` `[A + 1, S, hidden]`; `certain` `[hidden, 2]`; `gate` `[S, hidden, units]`;
-        `expert_in` `[units, F + 1]`; `out` `[S, hidden, E]`; `out_bias` `[S, E]`;
-        `expert_out` `[1, units]`.
+        `routes` `[S, REACH·2·E, hidden]`; `past` `[S, E, hidden]`; `when` `[A + 1, S, hidden]`;
+        `certain` `[hidden, 2]`; `gate` `[S, hidden, units]`; `expert_in` `[units, F + 1]`; `out`
+        `[S, hidden, E]`; `out_bias` `[S, E]`; `expert_out` `[1, units]`; where states are read
+        `state` `[A, S, H, hidden]`, `state_out` `[A, S, H, E]`, `earlier` `[S, H, hidden]`,
+        `earlier_out` `[S, H, E]`.
     """
 
     def __init__(
@@ -59,7 +62,10 @@ class LayerHead(nn.Module):
         self.out = drawn(layers, hidden, experts, scale=0.05)
         self.out_bias = nn.Parameter(torch.full((layers, experts), -2.0))
         if width:
-            self.state = drawn(layers, width, hidden, scale=width**-0.5)
+            self.state = drawn(ahead, layers, width, hidden, scale=width**-0.5)
+            self.state_out = nn.Parameter(torch.zeros(ahead, layers, width, experts))
+            self.earlier = drawn(layers, width, hidden, scale=width**-0.5)
+            self.earlier_out = nn.Parameter(torch.zeros(layers, width, experts))
         self.width = width
         self.dropout = nn.Dropout(dropout)
         self.thin = nn.Dropout(dropout / 2)
@@ -72,7 +78,7 @@ class LayerHead(nn.Module):
         routes: torch.Tensor,
         features: torch.Tensor,
         sure: torch.Tensor,
-        state: torch.Tensor | None,
+        states: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
         """Logits of some layers.
 
@@ -82,7 +88,7 @@ class LayerHead(nn.Module):
             routes: `[n, B, REACH·2·E]`, those next to the layer first, ones then weights.
             features: `[n, B, E, F + 1]`.
             sure: `[n, B, 2]`.
-            state: `[n, B, H]`, or None.
+            states: x and z, `[n, B, H]` each, zeros where there is none; or None.
 
         Returns:
             `[n, B, E]`.
@@ -90,10 +96,20 @@ class LayerHead(nn.Module):
         known = torch.bmm(self.thin(routes), self.routes[layers])
         known = known + torch.bmm(features[..., 1], self.past[layers])
         known = known + self.when[ahead, layers][:, None] + self.certain(sure)
-        if state is not None:
-            root = state.square().mean(-1, keepdim=True).add(1e-6).sqrt()
-            known = known + torch.bmm(state / root, self.state[layers])
+        direct = self.out_bias[layers, None]
+        if states is not None:
+            state, earlier = (_normal(each) for each in states)
+            far = (ahead - 1).clamp(min=0)  # too far: the state is nothing
+            known = known + torch.bmm(state, self.state[far, layers])
+            known = known + torch.bmm(earlier, self.earlier[layers])
+            direct = direct + torch.bmm(state, self.state_out[far, layers])
+            direct = direct + torch.bmm(earlier, self.earlier_out[layers])
         known = self.dropout(functional.silu(known))
         each = self.expert_in(features) + torch.bmm(known, self.gate[layers])[:, :, None]
-        logits = torch.baddbmm(self.out_bias[layers, None], known, self.out[layers])
+        logits = torch.baddbmm(direct, known, self.out[layers])
         return logits + self.expert_out(functional.silu(each))[..., 0]
+
+
+def _normal(state: torch.Tensor) -> torch.Tensor:
+    """States at root mean square 1; those of zeros stay."""
+    return state / state.square().mean(-1, keepdim=True).add(1e-6).sqrt()

@@ -134,14 +134,13 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         with torch.no_grad():
             for rows, averages, sure in blocks:
                 alike = torch.stack([averages[s, int(count)] for s, count in enumerate(known)])
-                routes, state = _inputs(trace, rows, layers, known, self.reads_states)
                 logits = self._head(
                     torch.from_numpy(layers),
                     torch.from_numpy(ahead),
-                    routes=routes,
+                    routes=_routes(trace, rows, layers, known),
                     features=_features(usage(rows), layers, alike),
                     sure=sure[:, known].transpose(0, 1),
-                    state=state,
+                    states=self._states(trace, rows, known),
                 )
                 found[rows] = logits.sigmoid().transpose(0, 1).numpy()
         return found
@@ -199,7 +198,6 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         settings = self.settings
         rng = np.random.default_rng(seed)
         self._rows = Stretch.drawn(trace, settings.memory_tokens, rng)
-        width = self._width(trace)
         horizons: list[Horizon] = [*range(1, settings.max_layers + 1), "token"]
         plans = [self._reach(known_layers(each, trace.num_layers)) for each in horizons]
         wanted = {(s, int(known[s])) for _, known in plans for s in range(trace.num_layers)}
@@ -218,7 +216,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
             head = LayerHead(
                 trace.num_layers,
                 trace.num_experts,
-                width,
+                _width(trace) if self.reads_states else 0,
                 ahead=settings.max_layers,
                 hidden=settings.hidden,
                 units=settings.units,
@@ -232,17 +230,16 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
                     # Half of the batches one layer ahead, where most is asked.
                     ahead, known = plans[0 if rng.random() < 0.5 else rng.integers(len(plans))]
                     rows = torch.from_numpy(some)
-                    inputs = _inputs(trace, some, layers, known, self.reads_states)
                     near = torch.stack(
                         [alike[s, int(n)][rows].float() for s, n in enumerate(known)]
                     )
                     logits = head(
                         torch.from_numpy(layers),
                         torch.from_numpy(ahead),
-                        routes=inputs[0],
+                        routes=_routes(trace, some, layers, known),
                         features=_features(usage[rows].float(), layers, near),
                         sure=certain[rows][:, known].transpose(0, 1),
-                        state=inputs[1],
+                        states=self._states(trace, some, known),
                     )
                     targets = used[rows].float().transpose(0, 1)
                     descent.step(functional.binary_cross_entropy_with_logits(logits, targets))
@@ -260,11 +257,23 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         self.reset()
         return notes
 
-    def _width(self, trace: Trace) -> int:
+    def _states(
+        self, trace: Trace, rows: Any, known: Array
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """`[n, B, H]` of the newest known layers, and of the tokens before; None if unread."""
         if not self.reads_states:
-            return 0
+            return None
         assert trace.hidden is not None
-        return int(trace.hidden.shape[2])
+        here = np.arange(trace.num_tokens)[rows]
+        begins = np.isin(here, [sequence.start for sequence in trace.sequences])
+        state = trace.hidden[here][:, np.maximum(known - 1, 0)].astype(np.float32)
+        state[:, known == 0] = 0
+        earlier = trace.hidden[here - 1].astype(np.float32)
+        earlier[begins] = 0
+        return (
+            torch.from_numpy(state).transpose(0, 1),
+            torch.from_numpy(earlier).transpose(0, 1),
+        )
 
     # State
 
@@ -283,7 +292,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         shape, settings = self.shape, self.settings
         width = 0
         if self.reads_states:
-            width = take(arrays, "state", (shape.num_layers, -1, settings.hidden)).shape[1]
+            width = take(arrays, "earlier", (shape.num_layers, -1, settings.hidden)).shape[1]
         head = LayerHead(
             shape.num_layers,
             shape.num_experts,
@@ -327,35 +336,39 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         known = np.where(ahead > 0, request.layer, 0)
         assert self._alike is not None
         near, sure = self._near(memory, layers, known)
-        inputs = _inputs_of(
+        routes = _routes_of(
             torch.from_numpy(request.routes[None]),
             torch.from_numpy(request.weights[None]),
             self.shape.num_experts,
             layers,
             known,
         )
-        state = None
-        if self.reads_states:
-            state = self._state_of(request, known)
         with torch.no_grad():
             logits = self._head(
                 torch.from_numpy(layers),
                 torch.from_numpy(ahead),
-                routes=inputs,
+                routes=routes,
                 features=_features(memory.features, layers, near),
                 sure=sure,
-                state=state,
+                states=self._states_of(request, layers, known),
             )
         return logits[:, 0].sigmoid().numpy()
 
-    def _state_of(self, request: Request, known: Array) -> torch.Tensor:
+    def _states_of(
+        self, request: Request, layers: Array, known: Array
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
         assert self._head is not None
-        state = torch.zeros(len(known), 1, self._head.width)
+        if not self.reads_states:
+            return None
+        state = torch.zeros(len(layers), 1, self._head.width)
+        earlier = torch.zeros_like(state)
         if request.hidden is not None:
             state[torch.from_numpy(known > 0)] = torch.from_numpy(
                 np.asarray(request.hidden, np.float32)
             )
-        return state
+        if request.earlier is not None:
+            earlier[:, 0] = torch.from_numpy(request.earlier[layers])
+        return state, earlier
 
     def _near(
         self, memory: _Memory, layers: Array, known: Array
@@ -405,15 +418,34 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         self._latest = memory
 
 
-class StateMlp(LayerMlp):
-    """As `LayerMlp`, and it reads the state that entered the newest known layer's experts.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateMlpSettings(LayerMlpSettings):
+    """As `LayerMlpSettings`; states say more, and what they say is harder to overfit."""
 
-    Source: ProMoE (2410.22134), MLPs per layer on states, one to three layers ahead.
+    hidden: int = 256
+    dropout: float = 0.1
+    learning_rate: float = 4e-3
+
+
+class StateMlp(LayerMlp):
+    """As `LayerMlp`, and it reads what entered experts.
+
+    Of the running token those of the newest known layer; of the token before, whose state the
+    layer's attention reads, those of the layer that is predicted.
+
+    Source: ProMoE (2410.22134), MLPs per layer on states, one to three layers ahead; the token
+    before's is this project's.
     """
 
     name = "state-mlp"
+    settings_type = StateMlpSettings
     needs_hidden = True
     reads_states = True
+
+
+def _width(trace: Trace) -> int:
+    assert trace.hidden is not None
+    return int(trace.hidden.shape[2])
 
 
 def _nothing(layers: int, experts: int) -> torch.Tensor:
@@ -449,27 +481,16 @@ def _walk(trace: Trace) -> Any:
     return read
 
 
-def _inputs(
-    trace: Trace, rows: Any, layers: Array, known: Array, reads_states: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Routes `[n, B, REACH·2·E]` and states `[n, B, H]` of the layers that are known."""
+def _routes(trace: Trace, rows: Any, layers: Array, known: Array) -> torch.Tensor:
+    """`[n, B, REACH·2·E]` of the layers that are known."""
     experts = torch.from_numpy(trace.experts[rows])
     weights = torch.zeros(experts.shape)
     if trace.weights is not None:
         weights = torch.from_numpy(trace.weights[rows])
-    routes = _inputs_of(experts, weights, trace.num_experts, layers, known)
-    if not reads_states:
-        return routes, None
-    assert trace.hidden is not None
-    hidden = torch.from_numpy(trace.hidden[rows].astype(np.float32))
-    state = torch.zeros(len(layers), len(experts), hidden.shape[2])
-    for i, count in enumerate(known):
-        if count:
-            state[i] = hidden[:, count - 1]
-    return routes, state
+    return _routes_of(experts, weights, trace.num_experts, layers, known)
 
 
-def _inputs_of(
+def _routes_of(
     experts: torch.Tensor, weights: torch.Tensor, num_experts: int, layers: Array, known: Array
 ) -> torch.Tensor:
     ones = routes_as_ones(experts, torch.ones(experts.shape), num_experts)

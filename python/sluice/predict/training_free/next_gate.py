@@ -43,7 +43,7 @@ class NextGateSettings:
 
     max_layers: int = 3
     max_tokens: int = 2048
-    back_off: float = 2.0
+    back_off: float = 0.5
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_layers <= 8:

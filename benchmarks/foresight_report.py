@@ -22,15 +22,16 @@ from result_tables import NOTHING, Cell, Row, caption, newest_run, table, table_
 TITLES = {
     "replay-dsv2lite": "Routes of DeepSeek-V2-Lite, three tasks, teacher-forced",
     "replay-reference": (
-        "The reference model's own text, predictors fitted on text of training prompts"
+        "The reference model's own text, predictors fitted on a quarter of training prompts' text"
     ),
+    "recall-reference": "The same text, predictors fitted on all text of training prompts",
     "recall-reference-states": "The reference model's own text, recorded with its states",
     "recall-dsv2lite-left-out": (
         "DeepSeek-V2-Lite, one layer ahead, in a task that the fit saw and in one that it did not"
     ),
 }
 REPLAYS = ("replay-dsv2lite", "replay-reference")
-RECALLS = (*REPLAYS, "recall-reference-states")
+RECALLS = (*REPLAYS, "recall-reference", "recall-reference-states")
 IN_DOMAIN, LEFT_OUT = "replay-dsv2lite", "recall-dsv2lite-left-out"
 FUTURE = ("belady", "belady-no-bypass")  # contenders that know it
 LAYERS_SHOWN = 7

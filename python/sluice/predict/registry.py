@@ -26,7 +26,7 @@ _PLACES = {
     "next-gate": "training_free.next_gate:NextGate",
     "forecaster": "networks.forecaster:Forecaster",
     "layer-mlp": "networks.layer_mlp:LayerMlp",
-    "state-mlp": "networks.layer_mlp:StateMlp",
+    "state-mlp": "networks.state_mlp:StateMlp",
     "prompt-encoder": "networks.prompt_encoder:PromptEncoder",
     "routing-path": "networks.routing_path:RoutingPath",
     "routing-path-t5": "networks.routing_path_t5:RoutingPathT5",

@@ -1,17 +1,17 @@
-"""Who the next layers will use: an MLP per layer on ids and history, or on states as well."""
+"""Who the next layers will use: an MLP per layer on ids and history."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from sluice.predict.arrays import multi_hot, take
+from sluice.predict.arrays import multi_hot
 from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.networks.history import routes_as_ones
@@ -39,6 +39,7 @@ Array = NDArray[Any]
 
 Block = tuple[slice, dict[tuple[int, int], torch.Tensor], torch.Tensor]
 """Rows, who alike tokens used by (layer, layers known), `[B, E]` each, and how sure."""
+States: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 _ROWS = 128
 
 
@@ -108,12 +109,29 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
     name = "layer-mlp"
     settings_type = LayerMlpSettings
     sequences_apart = False
-    reads_states: ClassVar[bool] = False
 
     _head: LayerHead | None = None
     _rows: Stretch | None = None
     _alike: LiveAlike | None = None
     _latest: _Memory | None = None
+
+    # For subclasses that read states: pairs are x and z of `LayerHead`
+
+    def _width(self, trace: Trace) -> int:
+        """H, 0 where no states are read."""
+        return 0
+
+    def _saved_width(self, arrays: Mapping[str, Array]) -> int:
+        """H of what `state` gave."""
+        return 0
+
+    def _states(self, trace: Trace, rows: Any, known: Array) -> States | None:
+        """Of rows of a trace, for each layer: `[S, B, H]`."""
+        return None
+
+    def _states_of(self, request: Request, layers: Array, known: Array) -> States | None:
+        """Of the running token: `[n, 1, H]`."""
+        return None
 
     # Offline
 
@@ -216,7 +234,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
             head = LayerHead(
                 trace.num_layers,
                 trace.num_experts,
-                _width(trace) if self.reads_states else 0,
+                self._width(trace),
                 ahead=settings.max_layers,
                 hidden=settings.hidden,
                 units=settings.units,
@@ -257,24 +275,6 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         self.reset()
         return notes
 
-    def _states(
-        self, trace: Trace, rows: Any, known: Array
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """`[n, B, H]` of the newest known layers, and of the tokens before; None if unread."""
-        if not self.reads_states:
-            return None
-        assert trace.hidden is not None
-        here = np.arange(trace.num_tokens)[rows]
-        begins = np.isin(here, [sequence.start for sequence in trace.sequences])
-        state = trace.hidden[here][:, np.maximum(known - 1, 0)].astype(np.float32)
-        state[:, known == 0] = 0
-        earlier = trace.hidden[here - 1].astype(np.float32)
-        earlier[begins] = 0
-        return (
-            torch.from_numpy(state).transpose(0, 1),
-            torch.from_numpy(earlier).transpose(0, 1),
-        )
-
     # State
 
     def state(self) -> dict[str, Array]:
@@ -290,13 +290,10 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         """Takes what `state` gave."""
         assert self.shape is not None
         shape, settings = self.shape, self.settings
-        width = 0
-        if self.reads_states:
-            width = take(arrays, "earlier", (shape.num_layers, -1, settings.hidden)).shape[1]
         head = LayerHead(
             shape.num_layers,
             shape.num_experts,
-            width,
+            self._saved_width(arrays),
             ahead=settings.max_layers,
             hidden=settings.hidden,
             units=settings.units,
@@ -354,22 +351,6 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
             )
         return logits[:, 0].sigmoid().numpy()
 
-    def _states_of(
-        self, request: Request, layers: Array, known: Array
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        assert self._head is not None
-        if not self.reads_states:
-            return None
-        state = torch.zeros(len(layers), 1, self._head.width)
-        earlier = torch.zeros_like(state)
-        if request.hidden is not None:
-            state[torch.from_numpy(known > 0)] = torch.from_numpy(
-                np.asarray(request.hidden, np.float32)
-            )
-        if request.earlier is not None:
-            earlier[:, 0] = torch.from_numpy(request.earlier[layers])
-        return state, earlier
-
     def _near(
         self, memory: _Memory, layers: Array, known: Array
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -416,36 +397,6 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
             torch.tensor([False]),
         )
         self._latest = memory
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateMlpSettings(LayerMlpSettings):
-    """As `LayerMlpSettings`; states say more, and what they say is harder to overfit."""
-
-    hidden: int = 256
-    dropout: float = 0.1
-    learning_rate: float = 4e-3
-
-
-class StateMlp(LayerMlp):
-    """As `LayerMlp`, and it reads what entered experts.
-
-    Of the running token those of the newest known layer; of the token before, whose state the
-    layer's attention reads, those of the layer that is predicted.
-
-    Source: ProMoE (2410.22134), MLPs per layer on states, one to three layers ahead; the token
-    before's is this project's.
-    """
-
-    name = "state-mlp"
-    settings_type = StateMlpSettings
-    needs_hidden = True
-    reads_states = True
-
-
-def _width(trace: Trace) -> int:
-    assert trace.hidden is not None
-    return int(trace.hidden.shape[2])
 
 
 def _nothing(layers: int, experts: int) -> torch.Tensor:

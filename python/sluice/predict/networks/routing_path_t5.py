@@ -70,7 +70,7 @@ class RoutingPathT5Settings:
     epochs: int = 12
     sequence_tokens: int = 256
     batch_tokens: int = 256
-    learning_rate: float = 3e-4
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:

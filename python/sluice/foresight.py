@@ -6,16 +6,15 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sluice import log
 from sluice.errors import ConfigError
 from sluice.hf.steps import Observer, Step
+from sluice.lookahead import Lookahead, tell_failed
 from sluice.predict.protocol import Guess, Predictor, RoutingEvent
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ Array = NDArray[Any]
 
 _READ_ROUTES_ALONE = ("pairs",)
 """Kinds of scorers that need nothing of what lies in a GPU's memory."""
-_NO_IDS = np.zeros(0, np.int64)
 _LEAST_PROBABILITY = 0.5
 """Below it a guess is not worth the link: where the link is the limit, guesses at 0.2 read a fifth
 more than no guesses at all, and guesses at 0.5 nothing more."""
@@ -234,7 +232,7 @@ class Foresight(Observer):
                     self._follow(ended, upcoming)
             except Exception as error:
                 self._closed = True
-                _tell_failed(self._session, self.predictor.name, error)
+                tell_failed(self._session, self.predictor.name, error)
                 return
 
     def _follow(self, ended: list[_Step], upcoming: _Step) -> None:
@@ -319,59 +317,6 @@ class Foresight(Observer):
         return table
 
 
-class Lookahead(Observer):
-    """A predictor's tables in the core: it guesses and ranks inside of each forward.
-
-    No Python runs for it but, once a step, to say whose rows come. Keep-scores are there before a
-    layer's demands take their slots, guesses once they are on their way.
-
-    Args:
-        session: Whose forwards.
-        name: Of the predictor.
-        kind: Of its tables.
-        tables: See `core_tables` of the predictor.
-
-    Raises:
-        ConfigError: Tables of another model; or states or weights are read beside a GPU, where they
-            do not lie in RAM.
-
-    Thread safety: an `Observer`, called on the caller's thread; `close` from anywhere.
-    """
-
-    sees_layers = False  # the core is there
-
-    def __init__(self, session: Session, name: str, kind: str, tables: Mapping[str, Any]) -> None:
-        self.name = name
-        self._session = session
-        self._closed = False
-        needs_rows = kind == "forecast" or len(tables.get("ids", ())) > 0
-        if needs_rows and session.tap is None:
-            raise ConfigError("predictor: got a session without a model, expected one of a model")
-        self._number = session.add_scorer(kind, tables)
-        if needs_rows and session.tap is not None:
-            session.tap.add(self)
-
-    def begin_step(self, step: Step) -> None:
-        """A forward begins: the core is told of its rows, where rows are texts."""
-        if self._closed or not step.traceable:
-            return
-        ids = _NO_IDS
-        if step.token_ids is not None and step.tokens == 1:
-            ids = step.token_ids.detach().reshape(-1).cpu().numpy()
-        try:
-            self._session.begin_step(step.requests, step.tokens, ids)
-        except Exception as error:
-            self._closed = True  # taken off by whoever closes it, not in the middle of a forward
-            _tell_failed(self._session, self.name, error)
-
-    def close(self) -> None:
-        """It says nothing from the next forward on. Idempotent."""
-        self._closed = True
-        if self._session.tap is not None:
-            self._session.tap.remove(self)
-        self._session.remove_scorer(self._number)
-
-
 def _prompt_tokens_of(predictor: Predictor) -> int | None:
     """How many of a prompt's newest tokens a predictor wants to see; None: all."""
     wanted: Any = getattr(predictor, "prompt_tokens", None)
@@ -380,14 +325,6 @@ def _prompt_tokens_of(predictor: Predictor) -> int | None:
             f"{predictor.name}.prompt_tokens: got {wanted!r}, expected None (all) or 1 and more"
         )
     return wanted
-
-
-def _tell_failed(session: Session, name: str, error: Exception) -> None:
-    session.note("predictor_failed")
-    log.LOGGER.warning(
-        "predictor %s: %s: %s; the model goes on without it",
-        name, type(error).__name__, error, exc_info=error,
-    )  # fmt: skip
 
 
 def _use_one_thread() -> None:

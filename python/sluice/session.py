@@ -24,8 +24,9 @@ from sluice.timeline import Span, nvtx_wanted, write_chrome_trace
 if TYPE_CHECKING:
     import torch
 
-    from sluice.foresight import Foresight, Lookahead
+    from sluice.foresight import Foresight
     from sluice.hf.tap import Tap
+    from sluice.lookahead import Lookahead
     from sluice.trace.recorder import Recorder
 
 _CALLBACKS = ("gate_callback", "post_callback")

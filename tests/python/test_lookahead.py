@@ -13,7 +13,8 @@ from hf import tiny
 import sluice
 from sluice import _core
 from sluice.errors import ConfigError
-from sluice.foresight import Foresight, Lookahead
+from sluice.foresight import Foresight
+from sluice.lookahead import Lookahead
 from sluice.predict.networks.forecaster import Forecaster, ForecasterSettings
 from sluice.predict.protocol import RoutingEvent
 from sluice.predict.training_free.next_gate import NextGate

@@ -25,7 +25,9 @@ TITLES = {
         "The reference model's own text, predictors fitted on a quarter of training prompts' text"
     ),
     "recall-reference": "The same text, predictors fitted on all text of training prompts",
-    "recall-reference-states": "The reference model's own text, recorded with its states",
+    "recall-reference-states": (
+        "The same text with its states, predictors fitted on all text of training prompts"
+    ),
     "recall-dsv2lite-left-out": (
         "DeepSeek-V2-Lite, one layer ahead, in a task that the fit saw and in one that it did not"
     ),

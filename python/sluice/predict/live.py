@@ -33,6 +33,7 @@ class Request:
         previous: int16 `[S, K]` of the token before, -1 throughout at a sequence's start.
         earlier: float32 `[S, H]` that entered the experts for the token before, or None.
         tokens: Finished tokens.
+        steps: Forwards that it had rows in, the running one included.
         decoding: Whether the running step holds one token of it.
         memory: The predictor's own.
     """
@@ -47,6 +48,7 @@ class Request:
         "memory",
         "previous",
         "routes",
+        "steps",
         "task",
         "token_id",
         "tokens",
@@ -65,6 +67,7 @@ class Request:
         self.previous: Array = np.full((num_layers, top_k), -1, np.int16)
         self.earlier: Array | None = None
         self.tokens = 0
+        self.steps = 0
         self.decoding = False
         self.memory: Any = None
 
@@ -75,6 +78,7 @@ class Request:
         later = copy.copy(self)
         later.token_id = -1
         later.layer = 0
+        later.steps += 1
         later.hidden = later.entered = None
         later.routes = np.full_like(self.routes, -1)
         later.weights = np.zeros_like(self.weights)
@@ -84,14 +88,14 @@ class Request:
 class _Step:
     """One request's tokens in the running step, until all layers have routed."""
 
-    __slots__ = ("entered", "experts", "ids", "newest", "weights")
+    __slots__ = ("entered", "experts", "ids", "states", "weights")
 
     def __init__(self, ids: Array, num_layers: int, top_k: int) -> None:
         self.ids = ids
         self.experts = np.full((len(ids), num_layers, top_k), -1, np.int16)
         self.weights = np.zeros((len(ids), num_layers, top_k), np.float32)
         self.entered: Array | None = None
-        self.newest: Array | None = None  # states of the last token alone: a prompt's are many
+        self.states: Array | None = None  # [S, H] of the last token alone: a prompt's are many
 
 
 class LiveRequests:
@@ -163,12 +167,12 @@ class LiveRequests:
                 step.entered = event.hidden[rows]
                 request.entered = step.entered[0]
             if event.hidden is not None:
-                if step.newest is None:
-                    step.newest = np.zeros((self._num_layers, event.hidden.shape[1]), np.float32)
-                step.newest[event.layer] = event.hidden[rows[-1]]
+                if step.states is None:
+                    step.states = np.zeros((self._num_layers, event.hidden.shape[1]), np.float32)
+                step.states[event.layer] = event.hidden[rows[-1]]
             request.layer = event.layer + 1
             if request.decoding:
-                request.hidden = None if event.hidden is None else event.hidden[rows[0]]
+                request.hidden = None if event.hidden is None else event.hidden[rows[0]].copy()
         self.layer = event.layer + 1
         if self.layer == self._num_layers:
             self._finish_step()
@@ -185,6 +189,7 @@ class LiveRequests:
         request.token_id = int(held[0]) if request.decoding else -1
         request.routes, request.weights = step.experts[0], step.weights[0]
         request.layer, request.hidden, request.entered = 0, None, None
+        request.steps += 1
         self.running.append(request)
 
     def _finish_step(self) -> None:
@@ -197,9 +202,10 @@ class LiveRequests:
                 request.entered = None if step.entered is None else step.entered[i]
                 request.layer = self._num_layers
                 self._on_finish(request)
-                request.previous = request.routes
+                request.previous = request.routes.copy()  # a prompt's arrays are not kept for it
                 request.tokens += 1
-            request.earlier = step.newest
+            request.earlier = step.states
+            request.hidden = request.entered = None
             request.token_id, request.layer = -1, 0
             request.routes = np.full_like(request.previous, -1)
             request.weights = np.zeros_like(request.weights)

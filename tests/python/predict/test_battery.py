@@ -127,6 +127,32 @@ def test_a_prompt_at_once_teaches_what_its_tokens_teach_one_by_one(case: str) ->
 
 
 @each_case
+def test_a_step_that_did_not_end_leaves_nothing_behind(case: str) -> None:
+    predictor, trace_of = fitted(case)
+    trace = trace_of(11, sequences=(6,))
+    layers = trace.num_layers
+
+    def plans(step: int, row: int, until: int) -> list[Any]:
+        predictor.begin_step(step, np.array([0]), trace.token_ids[row : row + 1], ("one",))
+        found = [predictor.upcoming(layers)]
+        for layer in range(until):
+            predictor.observe(event_of(trace, row, layer))
+            found.append(predictor.upcoming(layers))
+        return found
+
+    predictor.reset()
+    for row in range(3):
+        plans(row, row, layers)
+    some = min(2, layers - 1)
+    expected = plans(3, 3, some)
+    predictor.reset()
+    for row in range(3):
+        plans(row, row, layers)
+    plans(3, 5, some)
+    np.testing.assert_allclose(plans(4, 3, some), expected, atol=2e-6)
+
+
+@each_case
 def test_a_batch_is_joined_by_noisy_or(case: str) -> None:
     predictor, trace_of = fitted(case)
     trace = trace_of(9, sequences=(5, 5), tasks=("one", "one"))

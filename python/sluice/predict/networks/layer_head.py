@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -10,6 +12,20 @@ from sluice.predict.networks.usage import NUM_FEATURES
 
 REACH = 6
 """Layers before the one that is predicted whose routes are read."""
+
+
+class States(NamedTuple):
+    """What entered experts: x and z of `LayerHead`, for n layers in a row.
+
+    Attributes:
+        known: Those of the n that a layer of the running token is known for, in a row.
+        newest: `[known, B, H]`, what entered the newest known layer's experts.
+        earlier: `[n, B, H]`, what entered the layer's own for the token before; zeros for none.
+    """
+
+    known: slice
+    newest: torch.Tensor
+    earlier: torch.Tensor
 
 
 class LayerHead(nn.Module):
@@ -72,38 +88,42 @@ class LayerHead(nn.Module):
 
     def forward(
         self,
-        layers: torch.Tensor,
+        layers: slice,
         ahead: torch.Tensor,
         *,
         routes: torch.Tensor,
         features: torch.Tensor,
         sure: torch.Tensor,
-        states: tuple[torch.Tensor, torch.Tensor] | None,
+        states: States | None,
     ) -> torch.Tensor:
         """Logits of some layers.
 
         Args:
-            layers: int64 `[n]`, which.
+            layers: Which n, in a row.
             ahead: int64 `[n]`, see above.
             routes: `[n, B, REACH·2·E]`, those next to the layer first, ones then weights.
             features: `[n, B, E, F + 1]`.
             sure: `[n, B, 2]`.
-            states: x and z, `[n, B, H]` each, zeros where there is none; or None.
+            states: Where the head reads them.
 
         Returns:
             `[n, B, E]`.
         """
         known = torch.bmm(self.thin(routes), self.routes[layers])
         known = known + torch.bmm(features[..., 1], self.past[layers])
-        known = known + self.when[ahead, layers][:, None] + self.certain(sure)
+        number = torch.arange(layers.start, layers.stop)
+        known = known + self.when[ahead, number][:, None] + self.certain(sure)
         direct = self.out_bias[layers, None]
         if states is not None:
-            state, earlier = (_normal(each) for each in states)
-            far = (ahead - 1).clamp(min=0)  # too far: the state is nothing
-            known = known + torch.bmm(state, self.state[far, layers])
+            earlier = _normal(states.earlier)
             known = known + torch.bmm(earlier, self.earlier[layers])
-            direct = direct + torch.bmm(state, self.state_out[far, layers])
             direct = direct + torch.bmm(earlier, self.earlier_out[layers])
+            if len(states.newest):
+                some, newest = states.known, _normal(states.newest)
+                far = (ahead[some] - 1, number[some])
+                aside = (0, 0, 0, 0, some.start, len(number) - some.stop)  # zeros for the others
+                known = known + functional.pad(torch.bmm(newest, self.state[far]), aside)
+                direct = direct + functional.pad(torch.bmm(newest, self.state_out[far]), aside)
         known = self.dropout(functional.silu(known))
         each = self.expert_in(features) + torch.bmm(known, self.gate[layers])[:, :, None]
         logits = torch.baddbmm(direct, known, self.out[layers])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from sluice.predict.arrays import multi_hot
 from sluice.predict.base import BasePredictor, Progress
 from sluice.predict.live import Request
 from sluice.predict.networks.history import routes_as_ones
-from sluice.predict.networks.layer_head import REACH, LayerHead
+from sluice.predict.networks.layer_head import REACH, LayerHead, States
 from sluice.predict.networks.neighbours import (
     Alike,
     LiveAlike,
@@ -39,7 +39,6 @@ Array = NDArray[Any]
 
 Block = tuple[slice, dict[tuple[int, int], torch.Tensor], torch.Tensor]
 """Rows, who alike tokens used by (layer, layers known), `[B, E]` each, and how sure."""
-States: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 _ROWS = 128
 
 
@@ -52,7 +51,7 @@ class LayerMlpSettings(MemorySettings):
             further is predicted from before the token.
         hidden: Width of a layer's MLP.
         units: Width of what reads one expert's features.
-        dropout: Of the hidden layer in training; of its inputs, half.
+        dropout: Of the hidden layer in training; of the routes it reads, half.
         epochs: Passes; with sequences to choose on the best one is kept.
         learning_rate: Of AdamW, annealed to nothing.
         weight_decay: Of AdamW.
@@ -86,6 +85,7 @@ class _Memory:
         overlap: Of that token with every column, or None.
         column: Where it lies among the columns, -1 for nowhere.
         looking: Comparison of the running token.
+        step: Which step of the request that is of.
         alike: Per stage from -1 on, who is alike.
     """
 
@@ -94,6 +94,7 @@ class _Memory:
     overlap: Array | None = None
     column: int = -1
     looking: Looking | None = None
+    step: int = 0
     alike: list[Alike] = field(default_factory=list[Alike])
 
 
@@ -115,7 +116,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
     _alike: LiveAlike | None = None
     _latest: _Memory | None = None
 
-    # For subclasses that read states: pairs are x and z of `LayerHead`
+    # For subclasses that read states
 
     def _width(self, trace: Trace) -> int:
         """H, 0 where no states are read."""
@@ -126,11 +127,11 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         return 0
 
     def _states(self, trace: Trace, rows: Any, known: Array) -> States | None:
-        """Of rows of a trace, for each layer: `[S, B, H]`."""
+        """Of rows of a trace, for all layers."""
         return None
 
     def _states_of(self, request: Request, layers: Array, known: Array) -> States | None:
-        """Of the running token: `[n, 1, H]`."""
+        """Of the running token."""
         return None
 
     # Offline
@@ -153,7 +154,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
             for rows, averages, sure in blocks:
                 alike = torch.stack([averages[s, int(count)] for s, count in enumerate(known)])
                 logits = self._head(
-                    torch.from_numpy(layers),
+                    slice(0, trace.num_layers),
                     torch.from_numpy(ahead),
                     routes=_routes(trace, rows, layers, known),
                     features=_features(usage(rows), layers, alike),
@@ -252,7 +253,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
                         [alike[s, int(n)][rows].float() for s, n in enumerate(known)]
                     )
                     logits = head(
-                        torch.from_numpy(layers),
+                        slice(0, trace.num_layers),
                         torch.from_numpy(ahead),
                         routes=_routes(trace, some, layers, known),
                         features=_features(usage[rows].float(), layers, near),
@@ -342,7 +343,7 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         )
         with torch.no_grad():
             logits = self._head(
-                torch.from_numpy(layers),
+                slice(first, stop),
                 torch.from_numpy(ahead),
                 routes=routes,
                 features=_features(memory.features, layers, near),
@@ -367,6 +368,8 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
     def _look(self, request: Request) -> None:
         """Compares as far as the token has routed."""
         memory: _Memory = request.memory
+        if memory.step != request.steps:  # a step before did not end
+            memory.looking, memory.step = None, request.steps
         if self._alike is None:
             assert self._rows is not None
             settings = self.settings

@@ -47,7 +47,10 @@ def take(
     """
     array = arrays.get(name)
     if array is None:
-        raise CheckpointError(f"predictor: got no array {name!r}, got {sorted(arrays)}")
+        raise CheckpointError(
+            f"predictor: got no array {name!r}, got {sorted(arrays)}; train it again with this "
+            "sluice"
+        )
     fits = len(array.shape) == len(shape) and all(
         want in (-1, got) for got, want in zip(array.shape, shape, strict=True)
     )

@@ -166,7 +166,7 @@ class BasePredictor(Generic[Settings]):
         if self.needs_hidden and trace.hidden is None:
             raise ConfigError(
                 f"{self.name}: got a trace without hidden states, expected them; record it with "
-                "hidden states"
+                "`sluice trace record --hidden` or `session.record(hidden=True)`"
             )
 
     def state(self) -> dict[str, Array]:
@@ -313,11 +313,19 @@ class BasePredictor(Generic[Settings]):
     def _leave(self, request: Request) -> None:
         """The request has no row in the step that begins: it has ended, or waits."""
 
+    def _give_up(self, request: Request) -> None:
+        """The request's running token ends here: what was found on its way is of no more use."""
+
     def _requests(self) -> LiveRequests:
         if self._live is None:
             assert self.shape is not None
             self._live = LiveRequests(
-                self.shape.num_layers, self.shape.top_k, self._begin, self._finish, self._leave
+                self.shape.num_layers,
+                self.shape.top_k,
+                begin=self._begin,
+                finish=self._finish,
+                leave=self._leave,
+                give_up=self._give_up,
             )
         return self._live
 

@@ -33,7 +33,6 @@ class Request:
         previous: int16 `[S, K]` of the token before, -1 throughout at a sequence's start.
         earlier: float32 `[S, H]` that entered the experts for the token before, or None.
         tokens: Finished tokens.
-        steps: Forwards that it had rows in, the running one included.
         decoding: Whether the running step holds one token of it.
         memory: The predictor's own.
     """
@@ -48,7 +47,6 @@ class Request:
         "memory",
         "previous",
         "routes",
-        "steps",
         "task",
         "token_id",
         "tokens",
@@ -67,7 +65,6 @@ class Request:
         self.previous: Array = np.full((num_layers, top_k), -1, np.int16)
         self.earlier: Array | None = None
         self.tokens = 0
-        self.steps = 0
         self.decoding = False
         self.memory: Any = None
 
@@ -78,7 +75,6 @@ class Request:
         later = copy.copy(self)
         later.token_id = -1
         later.layer = 0
-        later.steps += 1
         later.hidden = later.entered = None
         later.routes = np.full_like(self.routes, -1)
         later.weights = np.zeros_like(self.weights)
@@ -107,18 +103,23 @@ class LiveRequests:
         begin: Called with a request that is seen for the first time.
         finish: Called with a request whose running token has all its routes.
         leave: Called with a request that has no row in the step that begins.
+        give_up: Called with a request whose running token will never have all its routes, for
+            another step of it begins.
     """
 
     def __init__(
         self,
         num_layers: int,
         top_k: int,
+        *,
         begin: Callable[[Request], None],
         finish: Callable[[Request], None],
         leave: Callable[[Request], None],
+        give_up: Callable[[Request], None],
     ) -> None:
         self._num_layers, self._top_k = num_layers, top_k
         self._on_begin, self._on_finish, self._on_leave = begin, finish, leave
+        self._on_give_up = give_up
         self._known: OrderedDict[int, Request] = OrderedDict()
         self._steps: dict[int, _Step] = {}
         self.running: list[Request] = []
@@ -182,6 +183,8 @@ class LiveRequests:
         if request is None:
             request = self._known[key] = Request(key, task, self._num_layers, self._top_k)
             self._on_begin(request)
+        elif request.layer > 0:
+            self._on_give_up(request)
         self._known.move_to_end(key)
         held = np.full(tokens, -1, np.int64) if ids is None else np.asarray(ids, np.int64)
         step = self._steps[key] = _Step(held, self._num_layers, self._top_k)
@@ -189,7 +192,6 @@ class LiveRequests:
         request.token_id = int(held[0]) if request.decoding else -1
         request.routes, request.weights = step.experts[0], step.weights[0]
         request.layer, request.hidden, request.entered = 0, None, None
-        request.steps += 1
         self.running.append(request)
 
     def _finish_step(self) -> None:

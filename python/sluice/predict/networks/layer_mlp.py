@@ -85,7 +85,6 @@ class _Memory:
         overlap: Of that token with every column, or None.
         column: Where it lies among the columns, -1 for nowhere.
         looking: Comparison of the running token.
-        step: Which step of the request that is of.
         alike: Per stage from -1 on, who is alike.
     """
 
@@ -94,7 +93,6 @@ class _Memory:
     overlap: Array | None = None
     column: int = -1
     looking: Looking | None = None
-    step: int = 0
     alike: list[Alike] = field(default_factory=list[Alike])
 
 
@@ -368,8 +366,6 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
     def _look(self, request: Request) -> None:
         """Compares as far as the token has routed."""
         memory: _Memory = request.memory
-        if memory.step != request.steps:  # a step before did not end
-            memory.looking, memory.step = None, request.steps
         if self._alike is None:
             assert self._rows is not None
             settings = self.settings
@@ -381,6 +377,9 @@ class LayerMlp(BasePredictor[LayerMlpSettings]):
         for layer in range(len(memory.alike) - 1, request.layer):
             self._alike.advance(memory.looking, layer, request.routes[layer])
             memory.alike.append(self._alike.find(memory.looking))
+
+    def _give_up(self, request: Request) -> None:
+        request.memory.looking = None
 
     def _finish(self, request: Request) -> None:
         if self._head is None or self.shape is None:

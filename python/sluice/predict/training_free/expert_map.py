@@ -60,7 +60,7 @@ class ExpertMapSettings:
 class _Memory:
     """What is known of one request: its key, its running path, what it will add to the store."""
 
-    __slots__ = ("dots", "entered", "keys", "layers", "maps", "path", "previous", "step", "store")
+    __slots__ = ("dots", "entered", "keys", "layers", "maps", "path", "previous", "store")
 
     def __init__(self, store: MapStore) -> None:
         self.store = store
@@ -68,7 +68,6 @@ class _Memory:
         self.previous: Array | None = None  # map of the token before
         self.maps: list[Array] = []
         self.keys: list[Array] = []
-        self.step = 0  # of the request, that the path is of
         self.begin_token()
 
     def begin_token(self) -> None:
@@ -265,9 +264,6 @@ class ExpertMap(BasePredictor[ExpertMapSettings]):
     def _found(self, request: Request, layer: int) -> tuple[Array, float]:
         """The stored map's row for a layer, and how like the map is."""
         memory: _Memory = request.memory
-        if memory.step != request.steps:  # a step before may not have ended
-            memory.begin_token()
-            memory.step = request.steps
         if request.layer == 0:
             best, how = memory.store.nearest_key(self._key_of(memory))
         else:
@@ -308,6 +304,10 @@ class ExpertMap(BasePredictor[ExpertMapSettings]):
         if request.entered is not None:
             memory.entered = memory.entered + request.entered
         memory.begin_token()
+
+    def _give_up(self, request: Request) -> None:
+        if request.memory is not None:
+            request.memory.begin_token()
 
     def _leave(self, request: Request) -> None:
         memory: _Memory | None = request.memory
